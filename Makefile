@@ -1,0 +1,68 @@
+# `make help` lists the targets. Needs python3 (>= 3.10, with venv) and GNU make; Linux and macOS.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Another build of PyTorch, for instance a CPU or CUDA wheel of your own: make demo TORCH=path/to.whl
+TORCH ?= -r requirements/torch.txt
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+MIN := import sys; sys.exit(sys.version_info < (3, 10))
+
+# A stamp is newer than the files that say what belongs into the environment: a second call installs nothing.
+STAMP_TORCH := $(VENV)/.stamp-torch
+STAMP_RUN := $(VENV)/.stamp-standalone
+STAMP_TEST := $(VENV)/.stamp-test
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo demo-full test lint pytest test-host clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP_RUN) ## make the environment in .venv, with the `copier` command
+
+demo: $(STAMP_RUN) ## the whole method on the pocket checkpoint, CPU only: pictures and figures in demo/
+	@$(PY) -m copier demo --out demo
+
+demo-full: $(STAMP_RUN) ## the same with a second edit and the difference recipe
+	@$(PY) -m copier demo --full --out demo
+
+test: lint test-host pytest ## all checks: ruff, mypy, the hosts' oldest packages, pytest
+
+lint: $(STAMP_TEST) ## ruff on everything, mypy (strict) on layers 0 to 4
+	@echo "== ruff"
+	@$(PY) -m ruff check .
+	@echo "== mypy"
+	@$(PY) -m mypy
+
+pytest: $(STAMP_TEST) ## the test suite
+	@echo "== pytest"
+	@$(PY) -m pytest -q
+
+test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
+	@sh tests/host310/run.sh "$(PY)"
+
+clean: ## remove the environments, the demo's output and every cache
+	rm -rf .venv .venv-host310 .venv-floor demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(STAMP_TORCH): requirements/torch.txt
+	@$(PYTHON) -c '$(MIN)' || { echo "$(PYTHON) is older than Python 3.10: name a newer one, make PYTHON=python3.11" >&2; exit 1; }
+	@echo "making $(VENV) and installing PyTorch (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH)
+	@touch $@
+
+$(STAMP_RUN): $(STAMP_TORCH) requirements/standalone.txt requirements/vocabulary.txt pyproject.toml
+	@echo "installing the trainer's packages and copier into $(VENV)"
+	@$(PIP) -r requirements/standalone.txt
+	@$(PIP) --no-deps -r requirements/vocabulary.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMP_TEST): $(STAMP_RUN) requirements/test.txt
+	@echo "installing the test tools into $(VENV)"
+	@$(PIP) -r requirements/test.txt
+	@touch $@
