@@ -1,0 +1,1 @@
+"""Files of tensors: safetensors header, reader and writer, family detection, key names."""

@@ -1,0 +1,60 @@
+"""Temporary files beside their target: the output is whole or absent.
+
+The name is ``.<target>.<random>.tmp`` in the target's folder, so that the final rename stays on one
+file system. The writing process holds a lock on it; a leftover of a process that was killed has
+none, and is removed when the same target is written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+
+def create_temporary(target: Path) -> tuple[BinaryIO, Path]:
+    """Create and lock a temporary file for ``target``, open for writing; raises OSError."""
+    while True:
+        place = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        file = open(place, "xb", buffering=0)  # noqa: SIM115  # closed by the writer
+        # Between creation and lock another writer may have taken it for a leftover.
+        if _lock(file, unknown=True) and place.exists():
+            return file, place
+        file.close()
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary files for ``target`` that no living process holds."""
+    pattern = f".{glob.escape(target.name)}.*.tmp"
+    for place in target.parent.glob(pattern):
+        with contextlib.suppress(OSError), open(place, "r+b") as file:
+            if not _lock(file, unknown=False):
+                continue
+            if os.name != "nt":
+                place.unlink()
+                log.info("removed %s, left by a process that was killed", place.name)
+        if os.name == "nt":
+            # An open file cannot be removed there: that is the lock.
+            with contextlib.suppress(OSError):
+                place.unlink()
+
+
+def _lock(file: BinaryIO, *, unknown: bool) -> bool:
+    """Try to lock the file; ``unknown`` is the answer where the file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return unknown
+    return True
