@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= -r requirements/torch.txt
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 MIN := import sys; sys.exit(sys.version_info < (3, 10))
 
 # A stamp is newer than the files that say what belongs into the environment: a second call installs nothing.
