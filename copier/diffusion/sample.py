@@ -1,0 +1,168 @@
+"""Draws pictures from prompts: DDIM with classifier-free guidance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DDIMScheduler
+
+from copier.diffusion.load import LATENT_CHANNELS, LATENT_STRIDE, DiffusionModel
+from copier.diffusion.pictures import Array, check_size, decode_latents
+from copier.diffusion.prompts import encode_prompts
+from copier.diffusion.schedule import FIRST_BETA, LAST_BETA, TIMESTEPS
+from copier.errors import BadInput
+from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
+
+PIXELS_PER_BATCH = 2**20
+"""Four pictures of 512 x 512, each of them twice where it is guided."""
+LARGEST_BATCH = 16
+
+
+def scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """diffusers' DDIM with SD 1.x's settings; eta 0 is its default."""
+    return DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
+        beta_start=FIRST_BETA,
+        beta_end=LAST_BETA,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def starting_noise(seeds: Sequence[int], width: int, height: int) -> torch.Tensor:
+    """One latent of noise for each seed, (n, 4, height / 8, width / 8), float32, from the CPU.
+
+    Each has a generator of its own: it depends neither on its neighbours nor on the device.
+    """
+    shape = (LATENT_CHANNELS, height // LATENT_STRIDE, width // LATENT_STRIDE)
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+
+
+def sample(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative: str = "",
+    steps: int = 20,
+    guidance: float | Sequence[float] = 7.0,
+    width: int = 512,
+    height: int = 512,
+    clip_skip: int = 1,
+    batch_size: int | None = None,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
+    stage: str = "sample",
+) -> Array:
+    """One picture for each pair of prompt and seed: float32 (n, height, width, 3) in [0, 1].
+
+    A picture is the same whatever else is drawn beside it (to rounding). ``guidance`` is one scale
+    for all or one each; 1 leaves out the unconditional half, and with it the negative prompt.
+    ``batch_size`` None chooses by the size. The cancel token is asked before every step.
+
+    Raises:
+        BadInput: the lists differ in length, or a number is out of range.
+        BadPicture: a side is no multiple of 8.
+        Cancelled: the token was set.
+    """
+    check_size(width, height)
+    scales = _scales(guidance, len(prompts))
+    size = batch_size if batch_size is not None else default_batch(width, height)
+    _check(prompts, seeds, steps, size)
+    batches = [slice(first, first + size) for first in range(0, len(prompts), size)]
+    step_done = _counter(stage, len(batches) * steps, guarded(observer))
+    contexts = encode_prompts(model, [*prompts, negative], clip_skip=clip_skip)
+    latents = [
+        _denoise(
+            model,
+            starting_noise(seeds[batch], width, height),
+            contexts[:-1][batch],
+            contexts[-1],
+            scales[batch],
+            steps=steps,
+            step_done=step_done,
+            cancel=cancel,
+        )
+        for batch in batches
+    ]
+    return decode_latents(model, torch.cat(latents), cancel=cancel)
+
+
+def default_batch(width: int, height: int) -> int:
+    """How many pictures of this size are drawn at once."""
+    return max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // (width * height)))
+
+
+def _counter(stage: str, total: int, observer: Observer) -> Callable[[], None]:
+    """A function that reports one more of ``total`` steps each time it is called."""
+    done, started = 0, time.monotonic()
+
+    def step_done() -> None:
+        nonlocal done
+        done += 1
+        observer(ProgressEvent(stage, done, total, rate=(time.monotonic() - started) / done))
+
+    return step_done
+
+
+def _scales(guidance: float | Sequence[float], count: int) -> torch.Tensor:
+    values = [guidance] * count if isinstance(guidance, (int, float)) else list(guidance)
+    if len(values) != count:
+        raise BadInput(f"there are {len(values)} guidance scales for {count} prompts")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int], steps: int, batch_size: int) -> None:
+    if not prompts or len(prompts) != len(seeds):
+        raise BadInput(
+            f"there are {len(prompts)} prompts and {len(seeds)} seeds: give one seed a prompt, and "
+            "at least one"
+        )
+    if not 1 <= steps < TIMESTEPS:
+        raise BadInput(f"{steps} sampling steps: give 1 to {TIMESTEPS - 1}")
+    if batch_size < 1:
+        raise BadInput(f"the batch size is {batch_size}: give 1 or more")
+
+
+@torch.no_grad()
+def _denoise(
+    model: DiffusionModel,
+    latents: torch.Tensor,
+    context: torch.Tensor,
+    negative: torch.Tensor,
+    guidance: torch.Tensor,
+    *,
+    steps: int,
+    step_done: Callable[[], None],
+    cancel: CancelToken | None,
+) -> torch.Tensor:
+    """The latents after all steps; only the guided ones pass through the U-Net a second time.
+
+    Args: latents (n, 4, h, w); context (n, 77, width); negative (77, width); guidance (n,).
+    """
+    ddim = scheduler(model.prediction_type)
+    ddim.set_timesteps(steps)
+    count = len(latents)
+    guided = (guidance != 1.0).nonzero().flatten().to(model.device)
+    scale = guidance.to(model.device)[guided].view(-1, 1, 1, 1)
+    latents = latents.to(model.device)
+    if len(guided):
+        context = torch.cat([context, negative.expand(len(guided), -1, -1)])
+    for timestep in ddim.timesteps:
+        if cancel:
+            cancel.check()
+        both = torch.cat([latents, latents[guided]])
+        output = model.unet(both.to(model.dtype), timestep, context).sample.float()
+        predicted, free = output[:count], output[count:]
+        # free + scale * (predicted - free), for the guided ones in place.
+        predicted[guided] = torch.lerp(free, predicted[guided], scale)
+        latents = ddim.step(predicted, timestep, latents).prev_sample
+        step_done()
+    return latents

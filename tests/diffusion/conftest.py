@@ -1,0 +1,31 @@
+"""The tiny checkpoint, once for the folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from copier.diffusion.load import DiffusionModel, load_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tiny.write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> DiffusionModel:
+    return load_checkpoint(checkpoint)
