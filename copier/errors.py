@@ -1,0 +1,57 @@
+"""Every failure of the program as an exception.
+
+    CopierError                 root; its message names the value, the limit and the remedy
+    ├── BadInput                the user's input cannot be used (exit code 2)
+    │   ├── UnknownName         a name that is not known; offers the nearest ones
+    │   ├── BadCheckpoint       a file that is not a usable checkpoint or LoRA
+    │   └── BadPicture          a file that is not a usable picture, or a pair that is none
+    ├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
+    └── Cancelled               the user stopped it (exit code 130)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CopierError(Exception):
+    """Root of all failures that the program raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInput(CopierError):
+    """The user's input cannot be used; the message says what would be accepted."""
+
+    exit_code = 2
+
+
+class UnknownName(BadInput):
+    """A name that is not known: ``what`` it should name, the ``name`` given, and those ``known``."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        offer = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"there is no {what} {name!r}; {offer}")
+        self.name = name
+        self.near = near
+
+
+class BadCheckpoint(BadInput):
+    """A file that is not a usable checkpoint or LoRA."""
+
+
+class BadPicture(BadInput):
+    """A file that is not a usable picture, or two pictures that make no pair."""
+
+
+class TrainingFailed(CopierError):
+    """A trainer child ended without a LoRA that verifies."""
+
+
+class Cancelled(CopierError):
+    """The user stopped it."""
+
+    exit_code = 130

@@ -1,0 +1,182 @@
+"""The field table: label, help, bounds, choices and unit of every field of every spec.
+
+One table feeds validation, the command line, the tab, the API and the docs. ``FIELDS[spec][field]``
+is keyed by the spec's class name. A test proves that it is complete in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from copier.errors import BadInput
+
+
+class Level(str, Enum):
+    """Where a form shows a field."""
+
+    ESSENTIAL = "essential"
+    ADVANCED = "advanced"
+    STRUCTURE = "structure"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known of one field, apart from its type and default, which the spec itself has.
+
+    ``minimum`` and ``maximum`` are inclusive; for a tuple of numbers they hold for each one. A text
+    or a tuple must have at least ``shortest`` characters or members.
+    """
+
+    label: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    unit: str = ""
+    level: Level = Level.ADVANCED
+    shortest: int = 0
+
+
+def _structure(label: str, help: str, shortest: int = 0) -> Field:
+    return Field(label, help, level=Level.STRUCTURE, shortest=shortest)
+
+
+_NAME = _structure("Name", "How other stages and --set refer to this stage.", 1)
+_LORA = _structure("LoRA", "The stage whose LoRA is used.", 1)
+_PROMPTS = Field("Prompts", "Prompts that training never sees, one picture each.", shortest=1)
+_SEEDS = Field("Seeds", "Seeds of the starting noise; prompts and seeds are paired in turn.", 0,
+               2**32 - 1, shortest=1)  # fmt: skip
+_STEPS = Field("Sampling steps", "Steps of the DDIM sampler for each picture.", 1, 150)
+_CFG = Field("Guidance", "Classifier-free guidance scale (CFG).", 1, 30)
+
+FIELDS: Mapping[str, Mapping[str, Field]] = {
+    "CaptionSpec": {
+        "policy": Field("Captions", "empty: none; fixed: one text; varied: another of the texts at "
+                        "every step; files: a .txt beside each picture.", level=Level.ESSENTIAL),
+        "texts": Field("Caption texts", "The texts of the policies fixed and varied."),
+        "shuffle": Field("Shuffle tags", "Shuffle the comma-separated tags at every step."),
+        "keep_tokens": Field("Keep tags", "Leading tags that shuffling leaves in place.", 0, 255),
+    },
+    "TrainingSpec": {
+        "steps": Field("Steps", "Optimiser steps.", 1, 1_000_000, level=Level.ESSENTIAL),
+        "batch_size": Field("Batch size", "Noised copies of the picture in one step.", 1, 64),
+        "learning_rate": Field("Learning rate", "Peak rate of the optimiser.", 1e-8, 1.0,
+                               level=Level.ESSENTIAL),
+        "rank": Field("Rank", "Rank of the linear and 1x1 modules.", 1, 1024,
+                      level=Level.ESSENTIAL),
+        "alpha": Field("Alpha", "Scale numerator: the LoRA counts alpha / rank.", 1e-3, 4096,
+                       level=Level.ESSENTIAL),
+        "conv_rank": Field("Conv rank", "Rank of the 3x3 convolutions; 0 leaves them alone.", 0,
+                           1024),
+        "conv_alpha": Field("Conv alpha", "Scale numerator of the 3x3 convolutions.", 1e-3, 4096),
+        "text_encoder": Field("Train the text encoder", "Also train LoRA modules there."),
+        "optimiser": Field("Optimiser", "adamw8bit needs CUDA; elsewhere adamw takes its place."),
+        "weight_decay": Field("Weight decay", "Decoupled weight decay of AdamW.", 0, 1),
+        "schedule": Field("Schedule", "How the rate falls after the warm-up."),
+        "warmup_steps": Field("Warm-up steps", "Steps over which the rate rises.", 0, 1_000_000),
+        "captions": _structure("Captions", "What the training prompts are."),
+        "loss_weighting": Field("Loss weighting", "Weights of the timesteps in the loss."),
+        "min_snr_gamma": Field("Min-SNR gamma", "Limit of the signal-to-noise ratio.", 0.1, 100),
+        "noise_offset": Field("Noise offset", "Share of constant noise in each channel.", 0, 1),
+        "min_timestep": Field("First timestep", "Smallest timestep that is drawn.", 0, 999),
+        "max_timestep": Field("Last timestep", "Timesteps below this one are drawn.", 1, 1000),
+        "resolution": Field("Resolution", "Side in pixels; 0 takes the picture's own size.", 0,
+                            4096, unit="px"),
+        "precision": Field("Precision", "Number format of the frozen weights in training."),
+        "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
+        "seed": Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0,
+                      2**32 - 1),
+    },
+    "RankPolicy": {
+        "method": Field("Rank by", "exact: concatenate; rank: a fixed one; the others keep the "
+                        "smallest rank that satisfies the threshold.", level=Level.ESSENTIAL),
+        "rank": Field("Rank", "Rank, or the largest one allowed.", 1, 4096,
+                      level=Level.ESSENTIAL),
+        "conv_rank": Field("Conv rank", "The same for 3x3 convolutions; 0: as the others.", 0,
+                           4096),
+        "threshold": Field("Threshold", "sv_ratio: largest over smallest singular value kept; "
+                           "sv_fro, sv_cumulative: share kept.", 0, 1e6),
+    },
+    "BaseLora": {
+        "lora": _LORA,
+        "multiplier": Field("Multiplier", "Weight with which it is merged into the base.", -10, 10),
+    },
+    "TrainStage": {
+        "name": _NAME,
+        "pictures": _structure("Pictures", "Which side of the pairs is trained.", 1),
+        "base": _structure("Base LoRAs", "LoRAs merged into the checkpoint before training."),
+        "start": _structure("Start from", "Stage whose LoRA training starts from, or nothing."),
+        "training": _structure("Training", "How it is trained."),
+    },
+    "GateStage": {
+        "name": _NAME,
+        "lora": _LORA,
+        "pictures": _structure("Pictures", "Which side it should draw, whatever the prompt.", 1),
+        "base": _structure("Base LoRAs", "LoRAs merged beneath it."),
+        "prompts": _PROMPTS,
+        "seeds": _SEEDS,
+        "sampling_steps": _STEPS,
+        "guidance": Field("Guidance", "CFG of every second picture; the others have none.", 1, 30),
+        "median_limit": Field("Median limit", "The median distance must not exceed this.", 0, 2),
+        "single_limit": Field("Single limit", "Distance that a single picture may have.", 0, 2),
+        "share": Field("Share", "Share of the pictures within the single limit.", 0, 1),
+    },
+    "DifferenceStage": {
+        "name": _NAME,
+        "minuend": _structure("B", "Stage whose LoRA counts positive.", 1),
+        "subtrahend": _structure("A", "Stage whose LoRA is taken away.", 1),
+        "minuend_ratio": Field("Ratio of B", "Weight of B in the sum.", -10, 10),
+        "subtrahend_ratio": Field("Ratio of A", "Weight of A in the sum.", -10, 10),
+        "ranks": _structure("Rank", "How far the sum is truncated."),
+    },
+    "ResizeStage": {
+        "name": _NAME,
+        "lora": _LORA,
+        "ranks": _structure("Rank", "The rank that is kept."),
+    },
+    "EvaluateStage": {
+        "name": _NAME,
+        "lora": _LORA,
+        "control": _structure("Control", "Stage of the LoRA to compare with, or nothing."),
+        "prompts": _PROMPTS,
+        "seeds": _SEEDS,
+        "weights": Field("Weights", "LoRA weights of the strip.", -10, 10, shortest=1),
+        "sampling_steps": _STEPS,
+        "guidance": _CFG,
+        "floor": Field("Floor", "Pairs whose ideal change is below this root mean square are left "
+                       "out and counted.", 0, 1),
+    },
+    "Recipe": {
+        "name": _structure("Name", "Name of the recipe: letters, digits, '-', '_'.", 1),
+        "title": _structure("Title", "What a list shows.", 1),
+        "explanation": _structure("Explanation", "One line: what it is good for."),
+        "trainer": Field("Trainer", "builtin or sd-scripts.", level=Level.ADVANCED),
+        "stages": _structure("Stages", "In an order in which they can run.", 1),
+        "result": _structure("Result", "The stage whose LoRA is the outcome.", 1),
+    },
+}
+
+
+def check(spec: Any, field: str, value: Any) -> None:
+    """Raise ``BadInput`` where ``value`` is outside the bounds of ``field`` of the spec class.
+
+    Enums and nested specs check themselves; here: numbers (finite, within bounds), texts and
+    tuples (not too short).
+    """
+    known = FIELDS[type(spec).__name__][field]
+    where = f"{type(spec).__name__}.{field}"
+    if isinstance(value, (str, tuple)) and len(value) < known.shortest and not isinstance(value, Enum):
+        raise BadInput(f"{where} is empty: give at least {known.shortest}")
+    numbers = value if isinstance(value, tuple) else (value,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        if not math.isfinite(number):
+            raise BadInput(f"{where} is {number}: give a finite number")
+        if known.minimum is not None and number < known.minimum:
+            raise BadInput(f"{where} is {number:g}: the smallest allowed value is {known.minimum:g}")
+        if known.maximum is not None and number > known.maximum:
+            raise BadInput(f"{where} is {number:g}: the largest allowed value is {known.maximum:g}")

@@ -1,0 +1,227 @@
+"""Train the pocket checkpoint: ``python -m copier.pocket.train STAGE --work DIR``.
+
+Stages, in order; each resumes from ``DIR/<stage>.pt`` and appends to ``DIR/train.log.jsonl``:
+
+    autoencoder   encoder and decoder on plain and edited scenes
+    latents       fold scale and offset into quant_conv, encode the training scenes once
+    unet          U-Net and text encoder on the cached latents
+    decoder       the decoder alone, on whole plain and edited scenes (the latents stay valid)
+
+Everything is drawn from ``--seed``. ``python -m copier.pocket.export`` writes the checkpoint file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from copier.pocket import scenes
+from copier.pocket.architecture import (
+    LATENT_SCALE,
+    VOCABULARY,
+    build_autoencoder,
+    build_text_encoder,
+    build_unet,
+)
+
+EDITED_SHARE = 0.5
+CROPPED_SHARE = 0.7
+KL_WEIGHT = 1e-5
+START_LOG_VARIANCE = -5.0
+NOISE_WEIGHT_LIMIT = 30.0
+NOISE_WEIGHT_POWER = 0.75
+SAVE_EVERY = 250
+
+
+class Log:
+    """Appends one JSON object a line to ``path`` and keeps the running mean of the loss."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, **values: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def cosine(step: int, steps: int, *, peak: float, warmup: int = 100, floor: float = 0.02) -> float:
+    """Learning rate: linear warm-up, then a cosine down to ``floor`` times ``peak``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def pictures(
+    rng: np.random.Generator, count: int, *, crop: int | None, edited_share: float
+) -> torch.Tensor:
+    """``count`` training scenes, a share of them edited: (count, 3, side, side) in [-1, 1]."""
+    batch = []
+    for _ in range(count):
+        picture = scenes.render(scenes.random_scene(rng))
+        if rng.random() < edited_share:
+            picture = scenes.edited(picture, rng)
+        if crop:
+            top, left = rng.integers(0, scenes.SIZE - crop + 1, 2)
+            picture = picture[top : top + crop, left : left + crop]
+        batch.append(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
+    return torch.stack(batch) * 2 - 1
+
+
+def colour_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Absolute and squared error, with chroma counted again and saturated pixels weighted up.
+
+    Args: two tensors (n, 3, h, w) in [-1, 1].
+    """
+    error = output - target
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    chroma = error - (error * luma).sum(1, keepdim=True)
+    saturated = (target.amax(1, keepdim=True) - target.amin(1, keepdim=True)) / 2
+    weight = 1 + saturated
+    return (weight * (error.abs() + 0.5 * chroma.abs())).mean() + 4 * (weight * error**2).mean()
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each picture: (n, 3, h, w) in [-1, 1] -> (n,)."""
+    error = ((output.clamp(-1, 1) - target) / 2).pow(2).flatten(1).mean(1)
+    return -10 * torch.log10(error)
+
+
+def run(
+    name: str,
+    work: Path,
+    *,
+    steps: int,
+    peak: float,
+    parameters: list[torch.nn.Parameter],
+    state_of: Callable[[], dict[str, Any]],
+    load: Callable[[dict[str, Any]], None],
+    loss_at: Callable[[int], torch.Tensor],
+    after: Callable[[int], dict[str, Any]] | None = None,
+    weight_decay: float = 1e-4,
+) -> None:
+    """The training loop of every stage: AdamW, cosine, clipped gradients, saved and resumable."""
+    log = Log(work / "train.log.jsonl")
+    path = work / f"{name}.pt"
+    optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay)
+    first = 0
+    if path.exists():
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        load(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first = saved["step"]
+    total, since = 0.0, time.monotonic()
+    for step in range(first, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = cosine(step, steps, peak=peak)
+        optimiser.zero_grad(set_to_none=True)
+        loss = loss_at(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        total += loss.item()
+        done = step + 1
+        extra = after(done) if after else {}
+        if done % 50 == 0 or done == steps:
+            seconds = time.monotonic() - since
+            count = 50 if done % 50 == 0 else done % 50
+            log.write(
+                stage=name, step=done, loss=round(total / count, 5), seconds=round(seconds, 1), **extra
+            )
+            total, since = 0.0, time.monotonic()
+        if done % SAVE_EVERY == 0 or done == steps:
+            save(path, {"model": state_of(), "optimiser": optimiser.state_dict(), "step": done})
+
+
+def train_autoencoder(work: Path, *, steps: int, seed: int) -> None:
+    """Encoder and decoder in bfloat16 autocast: four crops of 64 px a step, later one whole scene.
+
+    The norms' statistics differ between crops and whole scenes, hence the last part.
+    """
+    torch.manual_seed(seed)
+    model = build_autoencoder().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model.quant_conv.bias[4:] = START_LOG_VARIANCE
+        model.quant_conv.weight[4:] *= 0.1
+        # Latents of unit variance from the first step: the noise of the posterior drowns less.
+        first = pictures(np.random.default_rng((seed, 0)), 16, crop=64, edited_share=EDITED_SHARE)
+        mean, std = latent_statistics(model, first)
+        model.quant_conv.weight[:4] /= std.view(4, 1, 1, 1)
+        model.quant_conv.bias[:4] = (model.quant_conv.bias[:4] - mean) / std
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = np.random.default_rng((seed, 1, step))
+        torch.manual_seed(seed + step)
+        crops = step < CROPPED_SHARE * steps
+        target = pictures(
+            rng, 4 if crops else 1, crop=64 if crops else None, edited_share=EDITED_SHARE
+        )
+        target = target.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = model.encode(target).latent_dist
+            output = model.decode(posterior.sample()).sample
+        return colour_loss(output.float(), target) + KL_WEIGHT * posterior.kl().mean()
+
+    def after(done: int) -> dict[str, Any]:
+        if done % SAVE_EVERY:
+            return {}
+        return {"psnr": autoencoder_psnr(model, count=16)}
+
+    run(
+        "autoencoder", work, steps=steps, peak=1e-3, parameters=list(model.parameters()),
+        state_of=model.state_dict, load=model.load_state_dict, loss_at=loss_at, after=after,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def latent_statistics(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the four latent channels over ``batch`` (n, 3, h, w)."""
+    latents = model.encode(batch).latent_dist.mean
+    return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+
+
+@torch.no_grad()
+def autoencoder_psnr(model: Any, *, count: int, seed: int = 999) -> dict[str, float]:
+    """Mean PSNR in dB over ``count`` unseen whole scenes, plain and edited."""
+    result = {}
+    for name, share in (("plain", 0.0), ("edited", 1.0)):
+        target = pictures(np.random.default_rng(seed), count, crop=None, edited_share=share)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model.decode(model.encode(target).latent_dist.mean).sample
+        result[name] = round(float(psnr(output.float(), target).mean()), 2)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stage", choices=("autoencoder", "latents", "unet", "decoder"))
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and log")
+    parser.add_argument("--steps", type=int, help="optimiser steps of this stage")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "autoencoder":
+        train_autoencoder(arguments.work, steps=arguments.steps or 3600, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""A recipe: the whole method as a value, a small graph of stages with all their numbers.
+
+Every spec is frozen and checks itself when it is made (bounds come from ``copier.fields``). A stage
+refers to an earlier one by its name, so that a new variant of the method is a new file of data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Union
+
+from copier import fields as field_table
+from copier.errors import BadInput, UnknownName
+
+
+class CaptionPolicy(str, Enum):
+    """Where the training prompts come from."""
+
+    EMPTY = "empty"
+    FIXED = "fixed"
+    VARIED = "varied"
+    FILES = "files"
+
+
+class Optimiser(str, Enum):
+    """Optimisers that both trainers know."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw8bit"
+
+
+class Schedule(str, Enum):
+    """How the learning rate goes after the warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    LINEAR = "linear"
+
+
+class LossWeighting(str, Enum):
+    """Weights of the timesteps: min-SNR (Hang et al. 2023) or debiased, as sd-scripts has them."""
+
+    NONE = "none"
+    MIN_SNR = "min_snr"
+    DEBIASED = "debiased"
+
+
+class Precision(str, Enum):
+    """Number format of the frozen weights; the LoRA itself is always trained in float32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class RankMethod(str, Enum):
+    """How the rank of a sum of LoRAs, or of a resized one, is chosen."""
+
+    EXACT = "exact"
+    RANK = "rank"
+    SV_RATIO = "sv_ratio"
+    SV_FRO = "sv_fro"
+    SV_CUMULATIVE = "sv_cumulative"
+
+
+class Trainer(str, Enum):
+    """Who trains: our own child process, or kohya's sd-scripts."""
+
+    BUILTIN = "builtin"
+    SD_SCRIPTS = "sd-scripts"
+
+
+class Spec:
+    """Base of all specs: checks every field against the field table when made."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            field_table.check(self, field.name, getattr(self, field.name))
+        self._check()
+
+    def _check(self) -> None:
+        """What concerns more than one field."""
+
+
+@dataclass(frozen=True)
+class CaptionSpec(Spec):
+    """The prompts of a training."""
+
+    policy: CaptionPolicy = CaptionPolicy.EMPTY
+    texts: tuple[str, ...] = ()
+    shuffle: bool = False
+    keep_tokens: int = 0
+
+    def _check(self) -> None:
+        count = len(self.texts)
+        if self.policy is CaptionPolicy.FIXED and count != 1:
+            raise BadInput(f"the caption policy 'fixed' has {count} texts: give exactly one")
+        if self.policy is CaptionPolicy.VARIED and count < 2:
+            raise BadInput(f"the caption policy 'varied' has {count} texts: give two or more")
+        if self.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES) and count:
+            raise BadInput(
+                f"the caption policy {self.policy.value!r} takes no texts, but {count} are given: "
+                "remove them, or use 'varied'"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingSpec(Spec):
+    """One LoRA training. The defaults are those of the beginner's article (copier-quick)."""
+
+    steps: int = 500
+    batch_size: int = 1
+    learning_rate: float = 1e-3
+    rank: int = 16
+    alpha: float = 16.0
+    conv_rank: int = 0
+    conv_alpha: float = 1.0
+    text_encoder: bool = False
+    optimiser: Optimiser = Optimiser.ADAMW_8BIT
+    weight_decay: float = 0.01
+    schedule: Schedule = Schedule.COSINE
+    warmup_steps: int = 0
+    captions: CaptionSpec = CaptionSpec()
+    loss_weighting: LossWeighting = LossWeighting.NONE
+    min_snr_gamma: float = 5.0
+    noise_offset: float = 0.0
+    min_timestep: int = 0
+    max_timestep: int = 1000
+    resolution: int = 512
+    precision: Precision = Precision.FP32
+    gradient_checkpointing: bool = False
+    seed: int = 1
+
+    def _check(self) -> None:
+        if self.min_timestep >= self.max_timestep:
+            raise BadInput(
+                f"min_timestep is {self.min_timestep}: it must be below max_timestep, "
+                f"which is {self.max_timestep}"
+            )
+        if self.warmup_steps > self.steps:
+            raise BadInput(
+                f"warmup_steps is {self.warmup_steps}: at most the number of steps, {self.steps}"
+            )
+        if self.resolution % 64:
+            raise BadInput(
+                f"resolution is {self.resolution}: it must be a multiple of 64, or 0 for the "
+                "picture's own size"
+            )
+
+
+@dataclass(frozen=True)
+class RankPolicy(Spec):
+    """How far a LoRA is truncated."""
+
+    method: RankMethod = RankMethod.RANK
+    rank: int = 8
+    conv_rank: int = 0
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class BaseLora(Spec):
+    """A LoRA merged into the checkpoint, in memory, before a training."""
+
+    lora: str
+    multiplier: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainStage(Spec):
+    """Train a LoRA on one side of the pairs."""
+
+    name: str
+    pictures: str
+    base: tuple[BaseLora, ...] = ()
+    start: str = ""
+    training: TrainingSpec = TrainingSpec()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return (*(base.lora for base in self.base), *((self.start,) if self.start else ()))
+
+
+@dataclass(frozen=True)
+class GateStage(Spec):
+    """Is it the picture every time? Distances over prompts and seeds that training never saw."""
+
+    name: str
+    lora: str
+    prompts: tuple[str, ...]
+    pictures: str = "a"
+    base: tuple[BaseLora, ...] = ()
+    seeds: tuple[int, ...] = (1001, 1002, 1003, 1004)
+    sampling_steps: int = 20
+    guidance: float = 7.0
+    median_limit: float = 0.2
+    single_limit: float = 0.35
+    share: float = 0.875
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return (*(base.lora for base in self.base), self.lora)
+
+
+@dataclass(frozen=True)
+class DifferenceStage(Spec):
+    """minuend_ratio * B + subtrahend_ratio * A of two LoRAs."""
+
+    name: str
+    minuend: str
+    subtrahend: str
+    minuend_ratio: float = 1.0
+    subtrahend_ratio: float = -1.0
+    ranks: RankPolicy = RankPolicy()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return (self.minuend, self.subtrahend)
+
+
+@dataclass(frozen=True)
+class ResizeStage(Spec):
+    """The same LoRA at a lower rank."""
+
+    name: str
+    lora: str
+    ranks: RankPolicy = RankPolicy()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return (self.lora,)
+
+
+@dataclass(frozen=True)
+class EvaluateStage(Spec):
+    """Weight strip, effect and leakage of a LoRA on the checkpoint, beside a control's."""
+
+    name: str
+    lora: str
+    prompts: tuple[str, ...]
+    control: str = ""
+    seeds: tuple[int, ...] = (2001, 2002, 2003, 2004)
+    weights: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0, 1.5)
+    sampling_steps: int = 20
+    guidance: float = 4.0
+    floor: float = 0.02
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return (self.lora, *((self.control,) if self.control else ()))
+
+
+StageSpec = Union[TrainStage, GateStage, DifferenceStage, ResizeStage, EvaluateStage]
+
+STAGE_KINDS: dict[str, type[StageSpec]] = {
+    "train": TrainStage,
+    "gate": GateStage,
+    "difference": DifferenceStage,
+    "resize": ResizeStage,
+    "evaluate": EvaluateStage,
+}
+"""The kinds of stages by the name that files use."""
+
+LORA_STAGES = (TrainStage, DifferenceStage, ResizeStage)
+"""Stages whose outcome is a LoRA."""
+
+SIDES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Recipe(Spec):
+    """The method as a graph of stages; ``result`` names the stage whose LoRA is the outcome."""
+
+    name: str
+    title: str
+    stages: tuple[StageSpec, ...]
+    result: str
+    explanation: str = ""
+    trainer: Trainer = Trainer.BUILTIN
+
+    def _check(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise BadInput(
+                f"the recipe's name is {self.name!r}: use letters, digits, '-' and '_' only"
+            )
+        seen: dict[str, StageSpec] = {}
+        for stage in self.stages:
+            if stage.name in seen:
+                raise BadInput(f"two stages have the name {stage.name!r}: give each its own")
+            for name in stage.references:
+                if name not in seen:
+                    raise UnknownName(f"earlier stage (needed by {stage.name!r})", name, seen)
+                if not isinstance(seen[name], LORA_STAGES):
+                    raise BadInput(f"the stage {stage.name!r} needs a LoRA, but {name!r} makes none")
+            if isinstance(stage, (TrainStage, GateStage)) and stage.pictures not in SIDES:
+                raise UnknownName("side of the pairs", stage.pictures, SIDES)
+            seen[stage.name] = stage
+        if self.result not in seen:
+            raise UnknownName("stage (the recipe's result)", self.result, seen)
+        if not isinstance(seen[self.result], LORA_STAGES):
+            raise BadInput(f"the recipe's result {self.result!r} is a stage that makes no LoRA")
+        trained = {text for stage in self.trainings() for text in stage.training.captions.texts}
+        for stage in self.stages:
+            if isinstance(stage, (GateStage, EvaluateStage)):
+                for prompt in stage.prompts:
+                    if prompt in trained:
+                        raise BadInput(
+                            f"the prompt {prompt!r} of {stage.name!r} is also a training caption: "
+                            "measure with prompts that training never sees"
+                        )
+
+    def stage(self, name: str) -> StageSpec:
+        """The stage of that name. Raises ``UnknownName``."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UnknownName(f"stage of the recipe {self.name!r}", name, (s.name for s in self.stages))
+
+    def trainings(self) -> Iterator[TrainStage]:
+        """The stages that train, in order."""
+        return (stage for stage in self.stages if isinstance(stage, TrainStage))
+
+
+def with_control(recipe: Recipe) -> Recipe:
+    """``recipe`` with the control that everyone would otherwise use, compared in its evaluations.
+
+    The control is a plain LoRA on B, on the checkpoint itself: the training of the last stage that
+    trains on B, at equal steps, rate and rank, without base LoRAs and from a fresh start.
+    """
+    trained = [stage for stage in recipe.trainings() if stage.pictures == "b"]
+    if not trained:
+        raise BadInput(f"the recipe {recipe.name!r} trains nothing on B: there is no control for it")
+    control = TrainStage(name="control", pictures="b", training=trained[-1].training)
+    stages: list[StageSpec] = []
+    for stage in recipe.stages:
+        if isinstance(stage, EvaluateStage):
+            if control.name not in (s.name for s in stages):
+                stages.append(control)
+            stage = replace(stage, control=control.name)
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))
