@@ -19,16 +19,26 @@ environment() { # folder, python, further requirement
     fi
 }
 
+site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 check() { # folder, what to say
     echo "== host code: $2"
-    # The folder's own packages come first: only torch and what it needs is taken from further packages.
     COPIER_HOST_FLOOR=1 "$1/bin/python" -m pytest -q -m host -p no:cacheprovider tests
 }
 
+# Of the project's packages only torch and what it needs: hosts lack the rest, or have other versions.
+torch_of_the_project() {
+    rm -rf .venv-floor/torch-only
+    mkdir .venv-floor/torch-only
+    for name in torch torchgen functorch filelock fsspec jinja2 markupsafe mpmath networkx sympy typing_extensions.py; do
+        if [ -e "$1/$name" ]; then ln -s "$1/$name" .venv-floor/torch-only/; fi
+    done
+    printf '%s\n' "$PWD/.venv-floor/torch-only" >"$(site .venv-floor/bin/python)/torch-only.pth"
+}
+
 environment .venv-floor "$project_python" ""
-site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-site "$project_python" >"$(site .venv-floor/bin/python)/project-torch.pth"
-check .venv-floor "this project's Python, the hosts' oldest numpy, pillow and safetensors"
+torch_of_the_project "$(site "$project_python")"
+check .venv-floor "this project's Python and torch, the hosts' oldest numpy, pillow and safetensors"
 
 for candidate in python3.10 "$HOME"/.pyenv/versions/3.10*/bin/python; do
     # A shim named python3.10 may stand for nothing: ask it.
