@@ -1,0 +1,299 @@
+"""Effect and leakage of a LoRA at several weights, for an edit f that the program knows.
+
+For a picture x of the base and a weight w the ideal result is
+
+    t(w) = clip(x + w (f(x) - x))
+
+and with y the picture with the LoRA at w, |.| the root mean square over pixels and channels:
+
+    effect     = 1 - |y - t(w)| / |x - t(w)|         1 ideal, 0 none, below 0 the wrong way
+    leakage    = |part of (y - x) orthogonal to (t(w) - x)| / |t(w) - x|
+    projection = <y - x, t(1) - x> / |t(1) - x|^2    about w, so negative at negative weights
+    ceiling    = effect of decode(encode(t(w))) in the place of y
+
+The projection always looks along the axis of weight 1, so that one number runs from below 0 to above
+it as the weight goes from -1 to 1; effect, leakage and ceiling look at the ideal of their own weight.
+A pair (one prompt and seed) where the ideal changes less than the floor is left out, and counted.
+
+For an edit by hand f is unknown; ``change_strip`` gives what can be said then: how large the change
+is, and how consistent from prompt to prompt. That is no effect, and is never called one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from copier.errors import BadInput
+from copier.images import metrics
+from copier.images.effects import Picture
+
+Edit = Callable[[Picture], Picture]
+"""An edit f of one picture."""
+
+GOOD_SHARE = 0.8
+"""A weight belongs to the suggested range if its effect is at least this share of the best one."""
+
+LEAKAGE_LIMIT = 1.0
+"""... and if its leakage is at most this: no more unwanted change than wanted."""
+
+
+def target(x: Picture, edited: Picture, weight: float) -> Picture:
+    """The ideal result at ``weight``: clip(x + weight (edited - x)) to [0, 1], where edited = f(x)."""
+    ideal: Picture = np.clip(x + np.float32(weight) * (edited - x), 0.0, 1.0)
+    return ideal
+
+
+def targets(x: Picture, f: Edit, weights: Iterable[float]) -> dict[float, Picture]:
+    """``target`` for every weight, for a stack ``x``: stacks (n, height, width, 3) by weight.
+
+    These are the pictures whose decode(encode(.)) ``effect_strip`` takes for its ceiling.
+    """
+    edited = np.stack([f(picture) for picture in x])
+    return {weight: target(x, edited, weight) for weight in weights}
+
+
+def to_picture(b: Picture) -> Edit:
+    """The edit that turns everything into ``b``.
+
+    With it, and the copier's pictures of A as x, ``effect_strip`` measures a hand edit on A itself.
+    """
+    return lambda picture: b
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """One prompt and seed at one weight; None where the ideal change is below the floor.
+
+    ``wanted`` is |t(w) - x| and ``change`` |y - x|. ``ceiling`` is also None where it was not measured.
+    """
+
+    wanted: float
+    change: float
+    effect: float | None
+    leakage: float | None
+    projection: float | None
+    ceiling: float | None
+
+
+@dataclass(frozen=True)
+class WeightFigures:
+    """All pairs at one weight, and their means (None where no pair is left)."""
+
+    weight: float
+    pairs: tuple[PairFigures, ...]
+
+    @property
+    def effect(self) -> float | None:
+        """Mean effect: 1 ideal, 0 none, below 0 the wrong way."""
+        return _mean(pair.effect for pair in self.pairs)
+
+    @property
+    def leakage(self) -> float | None:
+        """Mean leakage: 0 none, 1 as much unwanted change as wanted."""
+        return _mean(pair.leakage for pair in self.pairs)
+
+    @property
+    def projection(self) -> float | None:
+        """Mean projection on the axis of weight 1; ideally about the weight itself."""
+        return _mean(pair.projection for pair in self.pairs)
+
+    @property
+    def ceiling(self) -> float | None:
+        """Mean effect that the autoencoder allows."""
+        return _mean(pair.ceiling for pair in self.pairs)
+
+    @property
+    def change(self) -> float | None:
+        """Mean |y - x|, over all pairs."""
+        return _mean(pair.change for pair in self.pairs)
+
+    @property
+    def counted(self) -> int:
+        """Number of pairs in effect and leakage."""
+        return sum(pair.effect is not None for pair in self.pairs)
+
+    @property
+    def left_out(self) -> int:
+        """Number of pairs left out of effect and leakage, because they have next to nothing to do."""
+        return len(self.pairs) - self.counted
+
+
+@dataclass(frozen=True)
+class StripResult:
+    """Effect and leakage at every weight of a strip, in rising order of the weight."""
+
+    weights: tuple[WeightFigures, ...]
+    floor: float
+
+    def at(self, weight: float) -> WeightFigures | None:
+        """The figures at ``weight``, or None if the strip has no such weight."""
+        return next((figures for figures in self.weights if figures.weight == weight), None)
+
+    @property
+    def best(self) -> WeightFigures | None:
+        """The positive weight of the largest mean effect; None where none was measured."""
+        measured = [f for f in self.weights if f.weight > 0 and f.effect is not None]
+        return max(measured, key=lambda f: f.effect or 0.0, default=None)
+
+    @property
+    def suggested(self) -> tuple[float, float] | None:
+        """The weights to use, smallest and largest; None where none can be recommended.
+
+        The rule: the neighbours of the best weight, as far as each has at least ``GOOD_SHARE`` of the
+        best effect, which must be above 0, and a leakage of at most ``LEAKAGE_LIMIT``.
+        """
+        best = self.best
+        if best is None or best.effect is None or best.effect <= 0:
+            return None
+        least = GOOD_SHARE * best.effect
+        runs: list[list[float]] = [[]]
+        for figures in self.weights:
+            if (
+                figures.weight > 0
+                and figures.effect is not None
+                and figures.effect >= least
+                and (figures.leakage or 0.0) <= LEAKAGE_LIMIT
+            ):
+                runs[-1].append(figures.weight)
+            else:
+                runs.append([])
+        around = next((run for run in runs if best.weight in run), None)
+        return (around[0], around[-1]) if around else None
+
+    @property
+    def rises(self) -> bool:
+        """Whether the mean projection rises from every weight to the next."""
+        known = [f.projection for f in self.weights if f.projection is not None]
+        return len(known) > 1 and all(low < high for low, high in itertools.pairwise(known))
+
+
+def effect_strip(
+    x: Picture,
+    f: Edit,
+    y: Mapping[float, Picture],
+    floor: float,
+    *,
+    ideals: Mapping[float, Picture] | None = None,
+) -> StripResult:
+    """Effect, leakage and projection of a LoRA at several weights.
+
+    Args:
+        x: pictures of the base, a stack (n, height, width, 3) in [0, 1], one for each prompt and seed.
+        f: the edit that the LoRA should do.
+        y: for every weight the pictures with the LoRA, from the same prompts and seeds.
+        floor: pairs with |t - x| below it are left out (effect and leakage look at t of the weight,
+            the projection at t(1)).
+        ideals: decode(encode(t)) by weight (see ``targets``), for the ceiling; weights may be missing.
+
+    Raises:
+        BadInput: no pictures or weights, or stacks of different shapes.
+    """
+    if not len(x) or not y:
+        raise BadInput(f"an effect was asked for {len(x)} pictures at {len(y)} weights: give at least one")
+    edited = np.stack([f(picture) for picture in x])
+    axes = [metrics.difference(one, picture) for one, picture in zip(target(x, edited, 1.0), x, strict=True)]
+    results = []
+    for weight in sorted(y):
+        stack, aim = y[weight], target(x, edited, weight)
+        ceiling = (ideals or {}).get(weight)
+        for other in (stack, aim if ceiling is None else ceiling):
+            if other.shape != x.shape:
+                raise BadInput(
+                    f"at weight {weight:g} there are pictures of the shape {other.shape}, but those of "
+                    f"the base have {x.shape}: draw both from the same prompts, in one size"
+                )
+        pairs = (
+            _pair(x[i], aim[i], stack[i], axes[i], floor, None if ceiling is None else ceiling[i])
+            for i in range(len(x))
+        )
+        results.append(WeightFigures(weight=float(weight), pairs=tuple(pairs)))
+    return StripResult(weights=tuple(results), floor=floor)
+
+
+def _pair(
+    x: Picture, t: Picture, y: Picture, axis: metrics.Direction, floor: float, ceiling: Picture | None
+) -> PairFigures:
+    change, wanted = metrics.difference(y, x), metrics.difference(t, x)
+    size = metrics.magnitude(wanted)
+    clear = size > 0 and size >= floor
+    along = metrics.magnitude(axis)
+    return PairFigures(
+        wanted=size,
+        change=metrics.magnitude(change),
+        effect=1.0 - metrics.distance(y, t) / size if clear else None,
+        leakage=metrics.magnitude(metrics.orthogonal(change, wanted)) / size if clear else None,
+        projection=metrics.projection(change, axis) if along > 0 and along >= floor else None,
+        ceiling=1.0 - metrics.distance(ceiling, t) / size if clear and ceiling is not None else None,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+@dataclass(frozen=True)
+class ChangeFigures:
+    """How much a LoRA changes at one weight, and how much alike it does so from prompt to prompt.
+
+    ``magnitudes`` are |y - x| of every prompt and seed. ``consistency`` is the mean cosine of the
+    changes of two prompts: 1 where all pictures change in the same pixels in the same way, 0 where the
+    changes have nothing in common; None where fewer than two pictures changed at all.
+    """
+
+    weight: float
+    magnitudes: tuple[float, ...]
+    consistency: float | None
+
+    @property
+    def magnitude(self) -> float:
+        """Mean |y - x|."""
+        return statistics.fmean(self.magnitudes)
+
+
+@dataclass(frozen=True)
+class ChangeResult:
+    """The changes at every weight of a strip, in rising order of the weight."""
+
+    weights: tuple[ChangeFigures, ...]
+
+    def at(self, weight: float) -> ChangeFigures | None:
+        """The figures at ``weight``, or None if the strip has no such weight."""
+        return next((figures for figures in self.weights if figures.weight == weight), None)
+
+
+def change_strip(x: Picture, y: Mapping[float, Picture]) -> ChangeResult:
+    """Magnitude and consistency of the change at every weight, where the edit is unknown.
+
+    Args:
+        x: pictures of the base, a stack (n, height, width, 3) in [0, 1].
+        y: for every weight the pictures with the LoRA, from the same prompts and seeds.
+
+    Raises:
+        BadInput: no pictures or weights, or stacks of different shapes.
+    """
+    if not len(x) or not y:
+        raise BadInput(f"a change was asked for {len(x)} pictures at {len(y)} weights: give at least one")
+    results = []
+    for weight in sorted(y):
+        changes = metrics.difference(y[weight], x)
+        magnitudes = tuple(metrics.magnitude(change) for change in changes)
+        results.append(ChangeFigures(float(weight), magnitudes, _consistency(changes)))
+    return ChangeResult(weights=tuple(results))
+
+
+def _consistency(changes: metrics.Direction) -> float | None:
+    flat = changes.reshape(len(changes), -1)
+    lengths = np.linalg.norm(flat, axis=1)
+    moved = flat[lengths > 0] / lengths[lengths > 0][:, None]
+    count = len(moved)
+    if count < 2:
+        return None
+    # The squared length of the sum of unit vectors holds every pair's cosine twice, and count ones.
+    total = moved.sum(axis=0)
+    return float((total @ total - count) / (count * (count - 1)))

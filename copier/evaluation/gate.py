@@ -1,0 +1,124 @@
+"""The copier gate: does the copier draw A every time, whatever the prompt?
+
+Pictures are float arrays (height, width, 3), stacks (n, height, width, 3), sRGB values in [0, 1];
+distances are root mean squares over pixels and channels (``copier.images.metrics``).
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from copier.errors import BadInput
+from copier.images import metrics
+from copier.images.effects import Picture
+from copier.recipe import GateStage
+
+ENOUGH = 16
+"""Prompt and seed pairs that a verdict needs at least."""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """How near the copier's pictures come to A: 0 is a perfect copier, 1 is none.
+
+    Attributes:
+        distances: of every picture with the copier to the ideal, over ``base_median``.
+        base: the same for the base's own pictures; their median is 1.
+        base_median: median distance of the base's pictures to the ideal, in [0, 1], not divided.
+    """
+
+    distances: tuple[float, ...]
+    base: tuple[float, ...]
+    base_median: float
+
+    @property
+    def median(self) -> float:
+        """Median of the distances."""
+        return statistics.median(self.distances)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are pictures enough (``ENOUGH``) for a verdict."""
+        return len(self.distances) >= ENOUGH
+
+    def within(self, single_limit: float) -> int:
+        """Number of pictures whose distance is at most ``single_limit``."""
+        return sum(distance <= single_limit for distance in self.distances)
+
+    def passed(self, spec: GateStage) -> bool:
+        """Whether the median and the share of single pictures keep the limits of ``spec``."""
+        near = self.within(spec.single_limit) >= spec.share * len(self.distances)
+        return near and self.median <= spec.median_limit
+
+
+def gate(copier_images: Picture, base_images: Picture, ideal: Picture) -> GateResult:
+    """Distance of base + copier's pictures to A, in units of the base's own.
+
+    distance_i = |copier_i - ideal| / median_j |base_j - ideal|
+
+    Args:
+        copier_images: drawn by the checkpoint with the copier LoRA.
+        base_images: drawn by the checkpoint alone, from the same prompts and seeds.
+        ideal: decode(encode(A)): as near to A as the autoencoder allows.
+
+    Raises:
+        BadInput: no pictures, not as many of each, different sizes, or a base that draws the ideal
+            all by itself, so that there is nothing to measure by.
+    """
+    if not len(copier_images) or len(copier_images) != len(base_images):
+        raise BadInput(
+            f"the gate got {len(copier_images)} pictures of the copier and {len(base_images)} of the "
+            "base: give as many of each, at least one"
+        )
+    base = metrics.distances(base_images, ideal)
+    median = statistics.median(base)
+    if median == 0.0:
+        raise BadInput("the base draws A by itself: a gate cannot be measured; choose another original")
+    return GateResult(
+        distances=tuple(distance / median for distance in metrics.distances(copier_images, ideal)),
+        base=tuple(distance / median for distance in base),
+        base_median=median,
+    )
+
+
+@dataclass(frozen=True)
+class ClosenessResult:
+    """How near the second training's pictures come to B: 0 is B itself, 1 as far as A is.
+
+    Attributes:
+        distances: of every picture to the ideal, over the distance of A to B.
+        pair_distance: distance of A to B, in [0, 1].
+    """
+
+    distances: tuple[float, ...]
+    pair_distance: float
+
+    @property
+    def median(self) -> float:
+        """Median of the distances."""
+        return statistics.median(self.distances)
+
+
+def closeness(images: Picture, ideal: Picture, a: Picture, b: Picture) -> ClosenessResult:
+    """Distance of ``images`` to decode(encode(B)), in units of the distance of A to B.
+
+    distance_i = |image_i - ideal| / |A - B|
+
+    Args:
+        images: drawn by the checkpoint with the copier and the second training's LoRA.
+        ideal: decode(encode(B)).
+        a, b: the pair itself.
+
+    Raises:
+        BadInput: no pictures, different sizes, or A and B are equal.
+    """
+    if not len(images):
+        raise BadInput("the closeness to B was asked for no pictures: give at least one")
+    apart = metrics.distance(a, b)
+    if apart == 0.0:
+        raise BadInput("A and B are identical: there is no distance to measure by; edit B")
+    return ClosenessResult(
+        distances=tuple(distance / apart for distance in metrics.distances(images, ideal)),
+        pair_distance=apart,
+    )

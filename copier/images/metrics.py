@@ -1,0 +1,88 @@
+"""Distances between pictures, and the parts of a change along and across a direction.
+
+Pictures are arrays (height, width, 3), stacks (n, height, width, 3), sRGB values in [0, 1]. All sums
+are taken in float64: a picture has so many values that float32 would lose digits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from copier.errors import BadInput
+from copier.images.effects import Picture
+
+Direction = npt.NDArray[np.float64]
+"""A difference of two pictures, or a part of one."""
+
+
+def difference(first: Picture, second: Picture) -> Direction:
+    """``first`` - ``second`` in float64.
+
+    Raises:
+        BadInput: the two have different shapes (nothing is broadcast).
+    """
+    if first.shape != second.shape:
+        raise BadInput(
+            f"pictures of the shapes {first.shape} and {second.shape} cannot be compared: "
+            "give two of the same size"
+        )
+    return first.astype(np.float64) - second.astype(np.float64)
+
+
+def magnitude(change: Direction) -> float:
+    """Root mean square of all values of ``change``: sqrt(mean(change^2))."""
+    return float(np.sqrt(np.mean(np.square(change, dtype=np.float64))))
+
+
+def distance(first: Picture, second: Picture) -> float:
+    """Distance of two pictures: root mean square of their difference over pixels and channels.
+
+    0 means equal, 1 is that of black and white. It is the measure that the whole program uses.
+
+    Raises:
+        BadInput: the two have different shapes.
+    """
+    return magnitude(difference(first, second))
+
+
+def distances(stack: Picture, picture: Picture) -> tuple[float, ...]:
+    """Distance of every picture of ``stack`` to ``picture``."""
+    return tuple(distance(one, picture) for one in stack)
+
+
+def psnr(first: Picture, second: Picture) -> float:
+    """Peak signal-to-noise ratio, -20 log10(distance), in dB; infinite for equal pictures."""
+    apart = distance(first, second)
+    return float("inf") if apart == 0.0 else float(-20.0 * np.log10(apart))
+
+
+def projection(change: Direction, axis: Direction) -> float:
+    """Length of ``change`` along ``axis`` in units of ``axis``: <change, axis> / |axis|^2.
+
+    1 where ``change`` equals ``axis``, 0 where it is orthogonal to it.
+
+    Raises:
+        BadInput: ``axis`` is zero, so it has no direction.
+    """
+    square = float(np.vdot(axis, axis))
+    if square == 0.0:
+        raise BadInput("there is no direction to project on: the two pictures that span it are equal")
+    return float(np.vdot(change, axis)) / square
+
+
+def orthogonal(change: Direction, axis: Direction) -> Direction:
+    """The part of ``change`` that is orthogonal to ``axis``: change - projection * axis."""
+    return change - projection(change, axis) * axis
+
+
+def cosine(first: Direction, second: Direction) -> float:
+    """Cosine of the angle of two changes: 1 for the same direction, 0 for unrelated ones.
+
+    Raises:
+        BadInput: one of them is zero, so it has no direction.
+    """
+    lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
+    if lengths == 0.0:
+        raise BadInput("a change of zero has no direction to compare")
+    return float(np.vdot(first, second)) / lengths

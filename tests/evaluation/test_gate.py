@@ -1,0 +1,87 @@
+"""The copier gate and the closeness to B: laws, worked values, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from copier.errors import BadInput
+from copier.evaluation.gate import closeness, gate
+from copier.recipe import GateStage
+
+SPEC = GateStage(name="gate", lora="copier", prompts=("a cat",), median_limit=0.2, single_limit=0.35)
+
+
+@pytest.fixture
+def ideal() -> np.ndarray:
+    return np.random.default_rng(0).random((16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def base() -> np.ndarray:
+    return np.random.default_rng(1).random((16, 16, 16, 3)).astype(np.float32)
+
+
+def test_a_perfect_copier_has_the_gate_zero_and_the_base_itself_one(ideal, base):
+    perfect = gate(np.repeat(ideal[None], 16, axis=0), base, ideal)
+    assert perfect.distances == (0,) * 16 and perfect.median == 0 and perfect.passed(SPEC)
+    none = gate(base, base, ideal)
+    assert none.median == pytest.approx(1) and none.distances == none.base and not none.passed(SPEC)
+    assert perfect.enough
+
+
+def test_a_copier_part_of_the_way_has_that_part_left(ideal, base):
+    result = gate(ideal + 0.25 * (base - ideal), base, ideal)
+    assert result.median == pytest.approx(0.25, rel=1e-5)
+    assert result.distances == pytest.approx([0.25 * d for d in result.base], rel=1e-5)
+
+
+def test_distances_are_root_mean_squares_over_the_median_of_the_base(ideal):
+    base = np.stack([ideal + d for d in (0.1, 0.2, 0.6)])
+    result = gate(np.stack([ideal + d for d in (0.02, 0.05, 0.1)]), base, ideal)
+    assert result.base_median == pytest.approx(0.2, rel=1e-5)
+    assert result.distances == pytest.approx((0.1, 0.25, 0.5), rel=1e-4)
+    assert (result.within(0.3), result.within(0.05)) == (2, 0)
+    assert not result.enough
+
+
+@pytest.mark.parametrize(
+    ("far", "level", "passes"),
+    [(2, 0.1, True), (3, 0.1, False), (0, 0.19, True), (0, 0.21, False)],
+)
+def test_the_gate_passes_by_its_median_and_by_its_share_of_single_pictures(far, level, passes, ideal):
+    base = np.stack([ideal + 0.5] * 16)
+    copier = np.stack([ideal + 0.5 * level] * (16 - far) + [ideal + 0.2] * far)
+    assert gate(copier, base, ideal).passed(SPEC) is passes
+
+
+def test_a_gate_without_pictures_or_without_a_yardstick_is_refused(ideal, base):
+    with pytest.raises(BadInput, match="0 pictures"):
+        gate(base[:0], base[:0], ideal)
+    with pytest.raises(BadInput, match="3 pictures of the copier and 16 of the base"):
+        gate(base[:3], base, ideal)
+    with pytest.raises(BadInput, match="by itself"):
+        gate(base, np.repeat(ideal[None], 16, axis=0), ideal)
+    with pytest.raises(BadInput, match="same size"):
+        gate(base, base, ideal[:8])
+
+
+def test_closeness_is_zero_at_b_and_about_one_at_a(ideal):
+    a, b = ideal, 1 - ideal
+    assert closeness(np.stack([b, b]), b, a, b).median == 0
+    assert closeness(np.stack([a, a, a]), b, a, b).distances == pytest.approx((1, 1, 1))
+    assert closeness((b + 0.3 * (a - b))[None], b, a, b).median == pytest.approx(0.3, rel=1e-5)
+
+
+def test_closeness_measures_to_the_ideal_but_by_the_pair_itself(ideal):
+    a, b = ideal, ideal + 0.2
+    result = closeness((b + 0.01)[None], b + 0.03, a, b)
+    assert result.pair_distance == pytest.approx(0.2, rel=1e-5)
+    assert result.median == pytest.approx(0.1, rel=1e-3)
+
+
+def test_closeness_to_an_identical_picture_is_refused(ideal):
+    with pytest.raises(BadInput, match="identical"):
+        closeness(ideal[None], ideal, ideal, ideal)
+    with pytest.raises(BadInput, match="no pictures"):
+        closeness(ideal[None][:0], ideal, ideal, 1 - ideal)
