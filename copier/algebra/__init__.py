@@ -1,0 +1,1 @@
+"""Low-rank tensor maths: pure functions, no I/O, no choice of device."""

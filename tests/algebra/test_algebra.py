@@ -1,0 +1,401 @@
+"""The laws of LoRA arithmetic, each against dense matrices in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from copier.algebra.arithmetic import add, combine, scaled, subtract
+from copier.algebra.delta import LowRankDelta, cast, merged_weight
+from copier.algebra.lora import LoraWeights
+from copier.algebra.truncation import RankRule, resize, singular_factors, truncate
+from copier.errors import BadCheckpoint, BadInput
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""Relative Frobenius error after a trip through a dtype: about two roundings of each factor."""
+
+SHAPES = {
+    "lora_unet_linear": (24, 16),
+    "lora_unet_wide": (10, 40),
+    "lora_unet_pointwise": (12, 20, 1, 1),
+    "lora_unet_conv": (14, 6, 3, 3),
+}
+
+
+def delta(shape, rank, *, alpha=None, decay=1.0):
+    """A random delta; ``decay`` below 1 makes its singular values fall."""
+    out, *rest = shape
+    weights = torch.tensor([decay**i for i in range(rank)])
+    up = torch.randn(out, rank) * weights
+    down = torch.randn(rank, *rest)
+    if len(shape) == 4:
+        up = up[:, :, None, None]
+    return LowRankDelta(up=up, down=down, alpha=float(rank if alpha is None else alpha))
+
+
+def lora(rank, *, alpha=None, decay=1.0, leave_out=()):
+    return LoraWeights(
+        {
+            name: delta(shape, rank, alpha=alpha, decay=decay)
+            for name, shape in SHAPES.items()
+            if name not in leave_out
+        }
+    )
+
+
+def dense64(change):
+    """The second route: nothing but the definition, in float64."""
+    up, down = change.up.double().flatten(1), change.down.double().flatten(1)
+    return (change.alpha / up.shape[1] * up @ down).reshape(change.shape)
+
+
+def error(left, right):
+    scale = right.double().norm()
+    return float((left.double() - right.double()).norm() / (scale if scale > 0 else 1.0))
+
+
+def dense_sum(terms):
+    names = {name for weights, _ in terms for name in weights}
+    return {
+        name: sum(ratio * dense64(weights[name]) for weights, ratio in terms if name in weights)
+        for name in names
+    }
+
+
+def agree(left, right, tolerance=1e-6):
+    """Does the LoRA ``left`` make the dense changes ``right``?"""
+    assert set(left) == set(right)
+    return all(error(dense64(left[name]), right[name]) <= tolerance for name in left)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_dense_and_norm_agree_with_the_definition(shape):
+    change = delta(shape, 5, alpha=2.5)
+    assert change.rank == 5
+    assert change.scale == 0.5
+    assert change.shape == change.dense().shape == shape
+    assert error(change.dense(), dense64(change)) < 1e-6
+    assert error(change.dense(-0.3), -0.3 * dense64(change)) < 1e-6
+    assert math.isclose(change.frobenius(), float(dense64(change).norm()), rel_tol=1e-6)
+
+
+def test_a_convolution_by_the_dense_kernel_is_the_two_convolutions_in_turn():
+    change = delta((14, 6, 3, 3), 4, alpha=2)
+    image = torch.randn(2, 6, 9, 9)
+    inner = torch.nn.functional.conv2d(image, change.down, padding=1)
+    two = change.scale * torch.nn.functional.conv2d(inner, change.up)
+    one = torch.nn.functional.conv2d(image, change.dense(), padding=1)
+    assert error(one, two) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "message"),
+    [
+        ((4, 2), (3, 5), "do not multiply"),
+        ((4, 2), (2, 5, 1, 1), "do not multiply"),
+        ((4, 2, 3, 3), (2, 5, 3, 3), "1x1"),
+        ((4,), (2, 5), "do not multiply"),
+        ((0, 2), (2, 5), "empty"),
+        ((4, 0), (0, 5), "empty"),
+    ],
+)
+def test_factors_that_make_no_delta_are_refused(up, down, message):
+    with pytest.raises(BadInput, match=message):
+        LowRankDelta(torch.zeros(up), torch.zeros(down), 1.0)
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf])
+def test_an_alpha_that_is_no_number_is_refused(alpha):
+    with pytest.raises(BadInput, match="finite"):
+        LowRankDelta(torch.zeros(2, 1), torch.zeros(1, 2), alpha)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_tensors_and_back_keeps_the_lora_within_the_dtype(dtype):
+    weights = lora(6, alpha=3.3)
+    tensors = weights.to_tensors(dtype)
+    assert all(tensor.dtype == dtype for tensor in tensors.values())
+    assert all(tensors[name + ".alpha"].shape == () for name in weights)
+    back = LoraWeights.from_tensors(tensors)
+    right = dense_sum([(weights, 1.0)])
+    assert agree(back, right, TOLERANCE[dtype])
+    if dtype != torch.float32:
+        assert not agree(back, right, TOLERANCE[dtype] / 1000)
+
+
+@pytest.mark.parametrize("alpha", [257.0, 1e-9, 1e6, -3.0])
+def test_an_alpha_that_the_dtype_cannot_hold_loses_nothing(alpha):
+    for dtype in (torch.bfloat16, torch.float16):
+        up, down = torch.full((3, 2), 2.0**-6), torch.full((2, 3), 2.0**-3)
+        if alpha == 1e6:
+            up = up / 256
+        if alpha == 1e-9:
+            up = up * 2**22
+        weights = LoraWeights({"m": LowRankDelta(up, down, alpha)})
+        back = LoraWeights.from_tensors(weights.to_tensors(dtype))
+        assert error(dense64(back["m"]), dense64(weights["m"])) < TOLERANCE[dtype]
+
+
+def test_a_missing_alpha_means_scale_one():
+    tensors = lora(4, alpha=4).to_tensors(torch.float32)
+    bare = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
+    assert all(change.scale == 1.0 for change in LoraWeights.from_tensors(bare).values())
+
+
+def test_an_integer_alpha_is_read():
+    tensors = lora(4).to_tensors(torch.float16)
+    integers = {k: v.long() if k.endswith(".alpha") else v for k, v in tensors.items()}
+    assert all(change.alpha == 4.0 for change in LoraWeights.from_tensors(integers).values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("x.hada_w1_a", torch.zeros(1), "LoHa"),
+        ("x.lokr_w1", torch.zeros(1), "LoKr"),
+        ("x.dora_scale", torch.zeros(1), "DoRA"),
+        ("x.lora_mid.weight", torch.zeros(1), "lora_mid"),
+        ("x.lora_A.weight", torch.zeros(1), "peft"),
+        ("x.weight", torch.zeros(1), "no key of a LoRA"),
+        ("x.lora_up.weight", torch.zeros(2, 2), "no .lora_down"),
+        ("x.alpha", torch.tensor(1.0), "no .lora_up"),
+        ("lora_unet_linear.lora_up.weight", torch.full((24, 4), math.nan), "NaN"),
+        ("lora_unet_linear.lora_up.weight", torch.zeros(24, 4, dtype=torch.int32), "floating"),
+        ("lora_unet_linear.lora_down.weight", torch.zeros(5, 16), "multiply"),
+        ("lora_unet_linear.lora_up.weight", torch.tensor(1.0), "multiply"),
+        ("lora_unet_linear.alpha", torch.zeros(2), "one number"),
+        ("lora_unet_linear.alpha", torch.tensor(math.inf), "finite"),
+    ],
+)
+def test_tensors_that_are_no_plain_lora_are_refused(key, value, message):
+    tensors = lora(4).to_tensors(torch.float32)
+    with pytest.raises(BadCheckpoint, match=message):
+        LoraWeights.from_tensors({**tensors, key: value})
+
+
+def test_an_empty_lora_is_refused():
+    with pytest.raises(BadCheckpoint, match="empty"):
+        LoraWeights.from_tensors({})
+
+
+def test_a_weight_outside_the_dtype_is_refused_with_its_limit():
+    with pytest.raises(BadInput, match=r"1e\+06, float16 ends at 65504: choose bf16"):
+        cast(torch.tensor([1.0, -1e6]), torch.float16, "w")
+    assert cast(torch.tensor([-1e6]), torch.bfloat16, "w").dtype == torch.bfloat16
+    assert torch.isinf(cast(torch.tensor([math.inf]), torch.float16, "w")).all()
+
+
+MIXES = [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.25), (2.0, 0.0), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize("ratios", MIXES)
+def test_a_combination_is_the_sum_at_mixed_ranks_and_alphas(ratios):
+    terms = [(lora(4, alpha=1), ratios[0]), (lora(7, alpha=16), ratios[1])]
+    combined = combine(terms)
+    assert agree(combined, dense_sum(terms), 2e-6)
+    kept = sum(rank for rank, ratio in zip((4, 7), ratios, strict=True) if ratio != 0.0)
+    assert {change.rank for change in combined.values()} == {max(kept, 1)}
+    assert all(change.scale == 1.0 for change in combined.values())
+
+
+def test_three_loras_combine():
+    terms = [(lora(2), 0.5), (lora(3, alpha=1), -1.5), (lora(1), 2.0)]
+    assert agree(combine(terms), dense_sum(terms), 2e-6)
+
+
+def test_modules_of_only_one_lora_are_kept_with_their_sign():
+    left = lora(3, leave_out=("lora_unet_conv",))
+    right = lora(3, leave_out=("lora_unet_linear",))
+    result = subtract(left, right)
+    assert agree(result, dense_sum([(left, 1.0), (right, -1.0)]))
+    assert error(dense64(result["lora_unet_conv"]), -dense64(right["lora_unet_conv"])) < 1e-6
+
+
+def test_a_pointwise_convolution_combines_with_its_linear_form():
+    conv = delta((12, 20, 1, 1), 3)
+    linear = LowRankDelta(conv.up_matrix, conv.down_matrix, conv.alpha)
+    result = subtract(LoraWeights({"m": conv}), LoraWeights({"m": linear}))
+    assert result["m"].shape == (12, 20, 1, 1)
+    assert float(dense64(result["m"]).norm()) < 1e-6
+
+
+def test_subtracting_what_was_added_gives_it_back_and_the_wrong_sign_does_not():
+    a, b = lora(4, alpha=2), lora(4)
+    both = add(a, b)
+    right = dense_sum([(b, 1.0)])
+    assert agree(subtract(both, a), right, 3e-6)
+    assert not agree(add(both, a), right, 0.5)
+    assert not agree(subtract(a, both), right, 0.5)
+
+
+def test_scaling_is_a_combination_of_one():
+    weights = lora(4, alpha=3)
+    for ratio in (0.0, -1.0, 0.7):
+        assert agree(scaled(weights, ratio), dense_sum([(weights, ratio)]))
+
+
+def test_modules_of_different_shape_are_named():
+    other = LoraWeights({"lora_unet_linear": delta((24, 32), 4)})
+    with pytest.raises(BadInput, match=r"lora_unet_linear \[24, 16\] and \[24, 32\]"):
+        add(lora(4), other)
+
+
+@pytest.mark.parametrize("terms", [[], [(lora(1), math.nan)]])
+def test_what_cannot_be_combined_is_refused(terms):
+    with pytest.raises(BadInput):
+        combine(terms)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_truncation_is_the_best_one_by_a_dense_svd(name, rank):
+    change = delta(SHAPES[name], 6, alpha=4, decay=0.6)
+    dense = dense64(change).flatten(1)
+    left, values, right = torch.linalg.svd(dense, full_matrices=False)
+    best = (left[:, :rank] * values[:rank]) @ right[:rank]
+    result = truncate(change, rank)
+    assert result.delta.rank == rank
+    assert result.delta.scale == 1.0
+    assert error(dense64(result.delta).flatten(1), best) < 1e-5
+    assert math.isclose(result.norm, float(dense.norm()), rel_tol=1e-5)
+    lost = float(values[rank:].norm())
+    assert math.isclose(result.lost, lost, rel_tol=1e-5, abs_tol=1e-5)
+    if rank < 6:
+        assert 0.005 < result.residual < 0.9
+
+
+def test_full_rank_truncation_is_the_identity_and_balances_the_factors():
+    change = delta((24, 16), 5, alpha=40, decay=0.5)
+    result = truncate(change, 5).delta
+    assert error(dense64(result), dense64(change)) < 2e-6
+    ups, downs = result.up.norm(dim=0), result.down.norm(dim=1)
+    assert torch.allclose(ups, downs, rtol=1e-4)
+
+
+def test_a_rank_beyond_the_matrix_is_cut_to_it():
+    change = combine([(LoraWeights({"m": delta((6, 4), 9)}), 1.0)])["m"]
+    result = truncate(change, 9)
+    assert (change.rank, result.delta.rank) == (9, 4)
+    assert result.residual == 0.0
+    assert error(dense64(result.delta), dense64(change)) < 2e-6
+
+
+def test_a_zero_delta_truncates_to_zero():
+    zero = LowRankDelta(torch.zeros(4, 2), torch.zeros(2, 4), 2.0)
+    for rule in (RankRule(rank=1), RankRule(sv_ratio=2.0), RankRule(sv_fro=0.9)):
+        result = truncate(zero, rule)
+        assert result.residual == 0.0
+        assert float(result.delta.dense().norm()) == 0.0
+
+
+def test_weights_whose_product_overflows_are_refused():
+    huge = LowRankDelta(torch.full((4, 2), 1e30), torch.full((2, 4), 1e30), 2.0)
+    with pytest.raises(BadInput, match="overflows"):
+        truncate(huge, 1)
+
+
+VALUES = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("rule", "count"),
+    [
+        (RankRule(rank=3), 3),
+        (RankRule(rank=9), 5),
+        (RankRule(sv_ratio=4.0), 3),
+        (RankRule(sv_ratio=3.9), 2),
+        (RankRule(sv_ratio=1.0), 1),
+        (RankRule(sv_cumulative=12 / 15.5), 2),
+        (RankRule(sv_cumulative=12.1 / 15.5), 3),
+        (RankRule(sv_cumulative=1.0), 5),
+        (RankRule(sv_fro=0.86), 1),
+        (RankRule(sv_fro=0.87), 2),
+        (RankRule(sv_fro=0.999999, max_rank=2), 2),
+    ],
+)
+def test_a_rule_keeps_the_smallest_rank_that_satisfies_it(rule, count):
+    assert rule.choose(VALUES) == count
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.99, 0.9999])
+def test_one_rank_fewer_would_break_the_bound(part):
+    change = delta((24, 16), 12, decay=0.7)
+    values = singular_factors(change)[1].double()
+    count = truncate(change, RankRule(sv_fro=part)).delta.rank
+    whole = values.norm()
+    assert values[:count].norm() >= part * whole
+    assert count == 1 or values[: count - 1].norm() < part * whole
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"rank": 1, "sv_fro": 0.5},
+        {"rank": 0},
+        {"rank": True},
+        {"rank": 1, "max_rank": 0},
+        {"sv_ratio": 0.5},
+        {"sv_ratio": math.nan},
+        {"sv_fro": 0.0},
+        {"sv_cumulative": 1.1},
+        {"sv_cumulative": math.nan},
+    ],
+)
+def test_a_rule_out_of_bounds_is_refused(wrong):
+    with pytest.raises(BadInput):
+        RankRule(**wrong)
+
+
+def test_resize_uses_the_conv_rule_for_kernels_only_and_reports_the_loss():
+    weights = lora(6, decay=0.5)
+    result = resize(weights, RankRule(rank=4), RankRule(rank=2))
+    ranks = {name: change.rank for name, change in result.lora.items()}
+    assert ranks == {**dict.fromkeys(SHAPES, 4), "lora_unet_conv": 2}
+    full = dense_sum([(weights, 1.0)])
+    lost = {name: full[name] - dense64(result.lora[name]) for name in full}
+    for name, residual in result.residuals.modules.items():
+        assert math.isclose(residual, float(lost[name].norm() / full[name].norm()), rel_tol=1e-3)
+    total = math.sqrt(sum(float(part.norm() ** 2) for part in lost.values()))
+    whole = math.sqrt(sum(float(part.norm() ** 2) for part in full.values()))
+    assert math.isclose(result.residuals.total, total / whole, rel_tol=1e-3)
+    assert 0.0 < result.residuals.total < 0.5
+
+
+def test_resize_at_full_rank_is_the_identity():
+    weights = lora(6, alpha=2)
+    result = resize(weights, RankRule(rank=6))
+    assert agree(result.lora, dense_sum([(weights, 1.0)]), 3e-6)
+    assert result.residuals.total == 0.0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_merging_and_taking_away_gives_the_weight_back_within_the_dtype(dtype):
+    change = delta((24, 16), 4)
+    base = torch.randn(24, 16).to(dtype)
+    merged = merged_weight(base, [(change, 0.8)]).to(dtype)
+    back = merged_weight(merged, [(change, -0.8)]).to(dtype)
+    assert error(merged, base) > 0.3
+    assert error(back, base) <= TOLERANCE[dtype]
+
+
+def test_several_deltas_merge_as_their_combination():
+    a, b = lora(3), lora(5, alpha=1)
+    both = combine([(a, 0.5), (b, -2.0)])
+    for name, shape in SHAPES.items():
+        base = torch.randn(shape)
+        one = merged_weight(base, [(a[name], 0.5), (b[name], -2.0)])
+        assert error(one, merged_weight(base, [(both[name], 1.0)])) < 1e-6
+        assert one.shape == shape
+
+
+def test_a_lora_is_not_changed_by_what_is_done_with_it():
+    weights = lora(4)
+    before = {key: tensor.clone() for key, tensor in weights.to_tensors(torch.float32).items()}
+    combine([(weights, -1.0), (weights, 2.0)])
+    scaled(weights, 0.1)
+    resize(weights, RankRule(rank=1))
+    after = weights.to_tensors(torch.float32)
+    assert all(torch.equal(before[key], after[key]) for key in before)
