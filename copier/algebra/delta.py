@@ -127,10 +127,10 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
         BadInput: a value is outside the dtype's range; the message names ``name``, value and limit.
     """
     result = tensor.to(dtype)
-    if bool(torch.isfinite(result.float()).all()) or not bool(torch.isfinite(tensor).all()):
+    if bool(torch.isfinite(result.float()).all()) or not bool(torch.isfinite(tensor.double()).all()):
         return result
     plain = str(dtype).removeprefix("torch.")
     raise BadInput(
-        f"{name} reaches {float(tensor.abs().max()):g}, {plain} ends at {torch.finfo(dtype).max:g}: "
+        f"{name} reaches {float(tensor.double().abs().max()):g}, {plain} ends at {torch.finfo(dtype).max:g}: "
         "choose bf16 or fp32"
     )

@@ -1,0 +1,155 @@
+"""Sums and differences of LoRA files, exact or truncated."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from copier.algebra import arithmetic
+from copier.algebra.delta import LowRankDelta
+from copier.algebra.lora import LoraWeights
+from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_all
+from copier.digest import file_digest
+from copier.errors import BadInput
+from copier.ops.lora_file import common_family, derived_metadata, read_lora, write_lora
+from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
+
+FilePath = str | os.PathLike[str]
+
+
+def difference(
+    minuend: FilePath,
+    subtrahend: FilePath,
+    out: FilePath,
+    *,
+    ratios: tuple[float, float] = (1.0, -1.0),
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    exact: bool = False,
+    dtype: str = "fp16",
+    device: str = "cpu",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    digest: Digest = file_digest,
+) -> OperationReport:
+    """Write ratios[0] * minuend + ratios[1] * subtrahend: by default their difference.
+
+    Arguments and errors are those of ``combine``.
+    """
+    return _combine(
+        "difference",
+        [(minuend, ratios[0]), (subtrahend, ratios[1])],
+        out,
+        rank=rank,
+        conv_rank=conv_rank,
+        exact=exact,
+        dtype=dtype,
+        device=device,
+        metadata=metadata,
+        overwrite=overwrite,
+        digest=digest,
+    )
+
+
+def combine(
+    loras: Sequence[tuple[FilePath, float]],
+    out: FilePath,
+    *,
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    exact: bool = False,
+    dtype: str = "fp16",
+    device: str = "cpu",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    digest: Digest = file_digest,
+) -> OperationReport:
+    """Write the sum of ratio * LoRA over ``loras`` as a LoRA file.
+
+    ``exact`` concatenates the factors: nothing is lost and the ranks add up. Otherwise each module
+    is truncated to ``rank``, kernels larger than 1x1 to ``conv_rank`` (default: ``rank``); where
+    neither is given, to the largest rank that the module has in any input. Computed in float32 on
+    ``device``, cast once to ``dtype`` (fp16, bf16, fp32). ``metadata`` is added to what
+    ``derived_metadata`` writes. ``digest`` computes the inputs' digests.
+
+    Raises:
+        BadInput: no such file, no LoRA, LoRAs of different families or shapes, both a rank and
+            ``exact``, an output that exists (without ``overwrite``) or is an input; no file is left.
+        BadCheckpoint: a damaged file, or a kind of LoRA that is not supported.
+    """
+    return _combine(
+        "combine",
+        loras,
+        out,
+        rank=rank,
+        conv_rank=conv_rank,
+        exact=exact,
+        dtype=dtype,
+        device=device,
+        metadata=metadata,
+        overwrite=overwrite,
+        digest=digest,
+    )
+
+
+def _combine(
+    operation: str,
+    loras: Sequence[tuple[FilePath, float]],
+    out: FilePath,
+    *,
+    rank: int | None,
+    conv_rank: int | None,
+    exact: bool,
+    dtype: str,
+    device: str,
+    metadata: Mapping[str, str] | None,
+    overwrite: bool,
+    digest: Digest,
+) -> OperationReport:
+    started = time.perf_counter()
+    if exact and (rank is not None or conv_rank is not None):
+        raise BadInput("an exact combination has no rank of its own: give a rank or exact, not both")
+    refuse_own_input(out, [path for path, _ in loras])
+    sources = [read_lora(path, device=device) for path, _ in loras]
+    common_family(sources)
+    terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
+    total = arithmetic.combine(terms)
+    if exact:
+        result = Resized(total, no_residuals(total))
+    else:
+        inputs = [source.weights for source in sources]
+        result = truncate_all(total, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank))
+    files = tuple(InputFile(str(path), digest(path), ratio) for path, ratio in loras)
+    what = {
+        "operation": operation,
+        "inputs": [file.named for file in files],
+        "exact": exact,
+        "residual": result.residuals.total,
+    }
+    described = derived_metadata(sources, result.lora, out, what, metadata)
+    write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
+    return OperationReport(
+        operation=operation,
+        inputs=files,
+        output=str(out),
+        changed=len(result.lora),
+        ranks=rank_ranges(result.lora.items()),
+        residual=result.residuals.total,
+        residuals=result.residuals.modules,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _rule(
+    name: str,
+    delta: LowRankDelta,
+    inputs: Sequence[LoraWeights],
+    rank: int | None,
+    conv_rank: int | None,
+) -> RankRule:
+    if delta.is_conv and conv_rank is not None:
+        return RankRule(rank=conv_rank)
+    if rank is not None:
+        return RankRule(rank=rank)
+    return RankRule(rank=max(weights[name].rank for weights in inputs if name in weights))

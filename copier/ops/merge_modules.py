@@ -1,0 +1,104 @@
+"""Merges a LoRA into the modules of a loaded model, and takes it out again to the last bit."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from copier.algebra.delta import cast, merged_weight
+from copier.algebra.lora import LoraWeights
+from copier.checkpoint.fit import misfit_message, shape_problem
+from copier.checkpoint.names import kohya_modules
+from copier.errors import BadInput
+
+
+class MergedModules:
+    """Undoes a merge: ``undo()``, or leaving its ``with`` block, restores the weights exactly.
+
+    It keeps a copy of every weight that was changed. Several merges are undone in reverse order.
+    """
+
+    def __init__(self, originals: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+        self._originals = originals
+
+    def __enter__(self) -> MergedModules:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def undo(self) -> None:
+        """Restore the weights; harmless when repeated."""
+        with torch.no_grad():
+            for parameter, original in self._originals:
+                parameter.copy_(original)
+        self._originals = []
+
+
+def merge_into_modules(
+    unet: nn.Module | None,
+    text_encoder: nn.Module | None,
+    lora: LoraWeights,
+    weight: float = 1.0,
+) -> MergedModules:
+    """Add weight * delta to the weights of diffusers' U-Net and transformers' text encoder, in place.
+
+    Each weight is computed in float32 and cast once to its own dtype, exactly as ``merge`` computes
+    it in a file. Modules that peft has wrapped are changed below the wrapper.
+
+    Raises:
+        BadInput: modules of the LoRA that match nothing in the models given, or differ in shape
+            (all are named), or values that a weight's dtype cannot hold; nothing is changed then.
+    """
+    pairs = _targets(unet, text_encoder, lora)
+    changed: list[tuple[nn.Parameter, torch.Tensor]] = []
+    merged = MergedModules(changed)
+    try:
+        with torch.no_grad():
+            for name, parameter in pairs.items():
+                delta = lora[name].to(device=str(parameter.device))
+                result = cast(merged_weight(parameter, [(delta, weight)]), parameter.dtype, name)
+                changed.append((parameter, parameter.detach().clone()))
+                parameter.copy_(result)
+    except BaseException:
+        merged.undo()
+        raise
+    return merged
+
+
+def _targets(
+    unet: nn.Module | None, text_encoder: nn.Module | None, lora: LoraWeights
+) -> dict[str, nn.Parameter]:
+    pairs: dict[str, nn.Parameter] = {}
+    problems = []
+    for name, delta in lora.items():
+        model = text_encoder if name.startswith("lora_te_") else unet
+        parameter = _weight_of(model, name)
+        if parameter is None:
+            problems.append(f"{name}: the model has no such module")
+        elif problem := shape_problem(tuple(delta.up.shape), tuple(delta.down.shape), tuple(parameter.shape)):
+            problems.append(f"{name}: {problem}")
+        else:
+            pairs[name] = parameter
+    if problems:
+        raise BadInput(misfit_message(problems))
+    return pairs
+
+
+def _weight_of(model: nn.Module | None, name: str) -> nn.Parameter | None:
+    known = kohya_modules().get(name)
+    if model is None or known is None:
+        return None
+    try:
+        module = model.get_submodule(known.diffusers)
+    except AttributeError:
+        return None
+    weight = getattr(getattr(module, "base_layer", module), "weight", None)
+    return weight if isinstance(weight, nn.Parameter) else None

@@ -1,0 +1,88 @@
+"""What an operation did, as a value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from copier.algebra.delta import LowRankDelta
+from copier.errors import BadInput
+
+Digest = Callable[[str | os.PathLike[str]], str]
+"""A function from a path to the file's SHA-256 (hex): ``file_digest``, or one that remembers."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that went in: its path, the SHA-256 of its content, and its ratio (1 where none)."""
+
+    path: str
+    sha256: str
+    ratio: float = 1.0
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """For metadata that travels: the file's name without its folder, digest and ratio."""
+        return {"name": Path(self.path).name, "sha256": self.sha256, "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class OperationReport:
+    """What an operation read, wrote and lost.
+
+    ``ranks`` maps "text" (text encoder), "linear" (U-Net, 1x1 convolutions included) and "conv"
+    (larger kernels) to the smallest and largest rank in the LoRA written, or merged. ``residuals``
+    are relative Frobenius norms of what truncation threw away, per module, ``residual`` that of the
+    whole; 0 where nothing was truncated. ``changed`` counts modules written, or tensors changed.
+    """
+
+    operation: str
+    inputs: tuple[InputFile, ...]
+    output: str
+    changed: int
+    ranks: Mapping[str, tuple[int, int]]
+    residual: float
+    seconds: float
+    residuals: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as an object that ``json.dumps`` takes."""
+        return {
+            "operation": self.operation,
+            "inputs": [
+                {"path": item.path, "sha256": item.sha256, "ratio": item.ratio} for item in self.inputs
+            ],
+            "output": self.output,
+            "changed": self.changed,
+            "ranks": {kind: {"min": low, "max": high} for kind, (low, high) in self.ranks.items()},
+            "residual": self.residual,
+            "residuals": dict(self.residuals),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def kind_of(name: str, delta: LowRankDelta) -> str:
+    """ "text", "linear" or "conv", as ``OperationReport.ranks`` counts them."""
+    if name.startswith("lora_te"):
+        return "text"
+    return "conv" if delta.is_conv else "linear"
+
+
+def rank_ranges(modules: Iterable[tuple[str, LowRankDelta]]) -> Mapping[str, tuple[int, int]]:
+    """Smallest and largest rank of each kind of module that is there."""
+    ranks: dict[str, list[int]] = {}
+    for name, delta in modules:
+        ranks.setdefault(kind_of(name, delta), []).append(delta.rank)
+    return MappingProxyType({kind: (min(found), max(found)) for kind, found in ranks.items()})
+
+
+def refuse_own_input(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise BadInput where ``out`` is one of the files that are read."""
+    target = os.path.realpath(out)
+    for path in inputs:
+        if os.path.realpath(path) == target:
+            raise BadInput(f"{str(out)!r} is an input too: choose another name for the output")
