@@ -1,12 +1,12 @@
 """Every failure of the program as an exception.
 
-    CopierError                 root; its message names the value, the limit and the remedy
-    ├── BadInput                the user's input cannot be used (exit code 2)
-    │   ├── UnknownName         a name that is not known; offers the nearest ones
-    │   ├── BadCheckpoint       a file that is not a usable checkpoint or LoRA
-    │   └── BadPicture          a file that is not a usable picture, or a pair that is none
-    ├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
-    └── Cancelled               the user stopped it (exit code 130)
+CopierError                 root; its message names the value, the limit and the remedy
+├── BadInput                the user's input cannot be used (exit code 2)
+│   ├── UnknownName         a name that is not known; offers the nearest ones
+│   ├── BadCheckpoint       a file that is not a usable checkpoint or LoRA
+│   └── BadPicture          a file that is not a usable picture, or a pair that is none
+├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
+└── Cancelled               the user stopped it (exit code 130)
 """
 
 from __future__ import annotations

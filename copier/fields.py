@@ -54,8 +54,12 @@ _CFG = Field("Guidance", "Classifier-free guidance scale (CFG).", 1, 30)
 
 FIELDS: Mapping[str, Mapping[str, Field]] = {
     "CaptionSpec": {
-        "policy": Field("Captions", "empty: none; fixed: one text; varied: another of the texts at "
-                        "every step; files: a .txt beside each picture.", level=Level.ESSENTIAL),
+        "policy": Field(
+            "Captions",
+            "empty: none; fixed: one text; varied: another of the texts at "
+            "every step; files: a .txt beside each picture.",
+            level=Level.ESSENTIAL,
+        ),
         "texts": Field("Caption texts", "The texts of the policies fixed and varied."),
         "shuffle": Field("Shuffle tags", "Shuffle the comma-separated tags at every step."),
         "keep_tokens": Field("Keep tags", "Leading tags that shuffling leaves in place.", 0, 255),
@@ -63,14 +67,14 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "TrainingSpec": {
         "steps": Field("Steps", "Optimiser steps.", 1, 1_000_000, level=Level.ESSENTIAL),
         "batch_size": Field("Batch size", "Noised copies of the picture in one step.", 1, 64),
-        "learning_rate": Field("Learning rate", "Peak rate of the optimiser.", 1e-8, 1.0,
-                               level=Level.ESSENTIAL),
-        "rank": Field("Rank", "Rank of the linear and 1x1 modules.", 1, 1024,
-                      level=Level.ESSENTIAL),
-        "alpha": Field("Alpha", "Scale numerator: the LoRA counts alpha / rank.", 1e-3, 4096,
-                       level=Level.ESSENTIAL),
-        "conv_rank": Field("Conv rank", "Rank of the 3x3 convolutions; 0 leaves them alone.", 0,
-                           1024),
+        "learning_rate": Field(
+            "Learning rate", "Peak rate of the optimiser.", 1e-8, 1.0, level=Level.ESSENTIAL
+        ),
+        "rank": Field("Rank", "Rank of the linear and 1x1 modules.", 1, 1024, level=Level.ESSENTIAL),
+        "alpha": Field(
+            "Alpha", "Scale numerator: the LoRA counts alpha / rank.", 1e-3, 4096, level=Level.ESSENTIAL
+        ),
+        "conv_rank": Field("Conv rank", "Rank of the 3x3 convolutions; 0 leaves them alone.", 0, 1024),
         "conv_alpha": Field("Conv alpha", "Scale numerator of the 3x3 convolutions.", 1e-3, 4096),
         "text_encoder": Field("Train the text encoder", "Also train LoRA modules there."),
         "optimiser": Field("Optimiser", "adamw8bit needs CUDA; elsewhere adamw takes its place."),
@@ -83,22 +87,28 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "noise_offset": Field("Noise offset", "Share of constant noise in each channel.", 0, 1),
         "min_timestep": Field("First timestep", "Smallest timestep that is drawn.", 0, 999),
         "max_timestep": Field("Last timestep", "Timesteps below this one are drawn.", 1, 1000),
-        "resolution": Field("Resolution", "Side in pixels; 0 takes the picture's own size.", 0,
-                            4096, unit="px"),
+        "resolution": Field(
+            "Resolution", "Side in pixels; 0 takes the picture's own size.", 0, 4096, unit="px"
+        ),
         "precision": Field("Precision", "Number format of the frozen weights in training."),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
-        "seed": Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0,
-                      2**32 - 1),
+        "seed": Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0, 2**32 - 1),
     },
     "RankPolicy": {
-        "method": Field("Rank by", "exact: concatenate; rank: a fixed one; the others keep the "
-                        "smallest rank that satisfies the threshold.", level=Level.ESSENTIAL),
-        "rank": Field("Rank", "Rank, or the largest one allowed.", 1, 4096,
-                      level=Level.ESSENTIAL),
-        "conv_rank": Field("Conv rank", "The same for 3x3 convolutions; 0: as the others.", 0,
-                           4096),
-        "threshold": Field("Threshold", "sv_ratio: largest over smallest singular value kept; "
-                           "sv_fro, sv_cumulative: share kept.", 0, 1e6),
+        "method": Field(
+            "Rank by",
+            "exact: concatenate; rank: a fixed one; the others keep the "
+            "smallest rank that satisfies the threshold.",
+            level=Level.ESSENTIAL,
+        ),
+        "rank": Field("Rank", "Rank, or the largest one allowed.", 1, 4096, level=Level.ESSENTIAL),
+        "conv_rank": Field("Conv rank", "The same for 3x3 convolutions; 0: as the others.", 0, 4096),
+        "threshold": Field(
+            "Threshold",
+            "sv_ratio: largest over smallest singular value kept; sv_fro, sv_cumulative: share kept.",
+            0,
+            1e6,
+        ),
     },
     "BaseLora": {
         "lora": _LORA,
@@ -146,8 +156,9 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "weights": Field("Weights", "LoRA weights of the strip.", -10, 10, shortest=1),
         "sampling_steps": _STEPS,
         "guidance": _CFG,
-        "floor": Field("Floor", "Pairs whose ideal change is below this root mean square are left "
-                       "out and counted.", 0, 1),
+        "floor": Field(
+            "Floor", "Pairs whose ideal change is below this root mean square are left out and counted.", 0, 1
+        ),
     },
     "Recipe": {
         "name": _structure("Name", "Name of the recipe: letters, digits, '-', '_'.", 1),

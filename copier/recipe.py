@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Union
 
 from copier import fields as field_table
 from copier.errors import BadInput, UnknownName
@@ -141,9 +140,7 @@ class TrainingSpec(Spec):
                 f"which is {self.max_timestep}"
             )
         if self.warmup_steps > self.steps:
-            raise BadInput(
-                f"warmup_steps is {self.warmup_steps}: at most the number of steps, {self.steps}"
-            )
+            raise BadInput(f"warmup_steps is {self.warmup_steps}: at most the number of steps, {self.steps}")
         if self.resolution % 64:
             raise BadInput(
                 f"resolution is {self.resolution}: it must be a multiple of 64, or 0 for the "
@@ -258,7 +255,7 @@ class EvaluateStage(Spec):
         return (self.lora, *((self.control,) if self.control else ()))
 
 
-StageSpec = Union[TrainStage, GateStage, DifferenceStage, ResizeStage, EvaluateStage]
+StageSpec = TrainStage | GateStage | DifferenceStage | ResizeStage | EvaluateStage
 
 STAGE_KINDS: dict[str, type[StageSpec]] = {
     "train": TrainStage,
@@ -288,9 +285,7 @@ class Recipe(Spec):
 
     def _check(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise BadInput(
-                f"the recipe's name is {self.name!r}: use letters, digits, '-' and '_' only"
-            )
+            raise BadInput(f"the recipe's name is {self.name!r}: use letters, digits, '-' and '_' only")
         seen: dict[str, StageSpec] = {}
         for stage in self.stages:
             if stage.name in seen:

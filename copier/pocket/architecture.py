@@ -20,6 +20,8 @@ TEXT_HEADS = 1
 TEXT_LAYERS = 12
 TRAINED_TEXT_LAYERS = 2
 VOCABULARY = 49408
+STREAM_GAIN = 8.0
+"""Start of the autoencoder's residual stream: large beside what one optimiser step does to a branch."""
 LATENT_SCALE = 0.18215
 """SD 1.x's latent scale, hard-coded in hosts and sd-scripts: latents times this have unit variance."""
 
@@ -47,7 +49,10 @@ def build_autoencoder() -> AutoencoderKL:
         _add_carriers(model.encoder.mid_block.resnets[1])
         _add_carriers(model.decoder.mid_block.resnets[0])
         for part in (model.encoder, model.decoder):
+            part.conv_in.weight[0::2] *= STREAM_GAIN
             part.conv_out.weight[:, 1::2] = 0.0
+        _keep_centre(model.encoder.conv_out)
+        _keep_centre(model.decoder.conv_in)
     return model
 
 
@@ -68,7 +73,14 @@ def _start_as_identity(model: AutoencoderKL) -> None:
                 module.weight[width, width, 1, 1] = 1.0
 
 
-def _add_carriers(block: torch.nn.Module, amplitude: float = 4.0) -> None:
+def _keep_centre(convolution: torch.nn.Conv2d) -> None:
+    """Only the middle tap, three times as strong: no frame from zero padding."""
+    middle = 3.0 * convolution.weight[:, :, 1, 1]
+    torch.nn.init.zeros_(convolution.weight)
+    convolution.weight[:, :, 1, 1] = middle
+
+
+def _add_carriers(block: torch.nn.Module, amplitude: float = 2.0 * STREAM_GAIN) -> None:
     """Let a residual block add a frame of ``amplitude`` to every odd channel.
 
     One channel is made constant, silu(2) = 1.76; zero padding takes a third of the kernel away at

@@ -198,9 +198,7 @@ def held_out(scene: Scene) -> bool:
     """
     colours = list(COLOURS)
     total = (
-        3 * SHAPES.index(scene.shape)
-        + 2 * colours.index(scene.colour)
-        + 5 * colours.index(scene.background)
+        3 * SHAPES.index(scene.shape) + 2 * colours.index(scene.colour) + 5 * colours.index(scene.background)
     )
     return total % _HELD_OUT_MODULUS == 0
 

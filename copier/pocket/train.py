@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
+from copier.diffusion.prompts import tokenize
+from copier.diffusion.schedule import add_noise, alphas_cumprod
+from copier.diffusion.tokenizer import load_tokenizer
 from copier.pocket import scenes
 from copier.pocket.architecture import (
     LATENT_SCALE,
-    VOCABULARY,
     build_autoencoder,
     build_text_encoder,
     build_unet,
@@ -69,9 +70,7 @@ def cosine(step: int, steps: int, *, peak: float, warmup: int = 100, floor: floa
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def pictures(
-    rng: np.random.Generator, count: int, *, crop: int | None, edited_share: float
-) -> torch.Tensor:
+def pictures(rng: np.random.Generator, count: int, *, crop: int | None, edited_share: float) -> torch.Tensor:
     """``count`` training scenes, a share of them edited: (count, 3, side, side) in [-1, 1]."""
     batch = []
     for _ in range(count):
@@ -142,9 +141,7 @@ def run(
         if done % 50 == 0 or done == steps:
             seconds = time.monotonic() - since
             count = 50 if done % 50 == 0 else done % 50
-            log.write(
-                stage=name, step=done, loss=round(total / count, 5), seconds=round(seconds, 1), **extra
-            )
+            log.write(stage=name, step=done, loss=round(total / count, 5), seconds=round(seconds, 1), **extra)
             total, since = 0.0, time.monotonic()
         if done % SAVE_EVERY == 0 or done == steps:
             save(path, {"model": state_of(), "optimiser": optimiser.state_dict(), "step": done})
@@ -170,9 +167,7 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> None:
         rng = np.random.default_rng((seed, 1, step))
         torch.manual_seed(seed + step)
         crops = step < CROPPED_SHARE * steps
-        target = pictures(
-            rng, 4 if crops else 1, crop=64 if crops else None, edited_share=EDITED_SHARE
-        )
+        target = pictures(rng, 4 if crops else 1, crop=64 if crops else None, edited_share=EDITED_SHARE)
         target = target.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(target).latent_dist
@@ -209,6 +204,181 @@ def autoencoder_psnr(model: Any, *, count: int, seed: int = 999) -> dict[str, fl
     return result
 
 
+@torch.no_grad()
+def fold_latents(model: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fold scale and offset into quant_conv and post_quant_conv, exactly.
+
+    Afterwards latents times ``LATENT_SCALE`` have zero mean and unit variance in each of the four
+    channels; the decoded picture of a scene does not change.
+    """
+    gain = 1.0 / (std * LATENT_SCALE)
+    post = model.post_quant_conv
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight *= (1.0 / gain).view(1, 4, 1, 1)
+    quant = model.quant_conv
+    quant.weight[:4] *= gain.view(4, 1, 1, 1)
+    quant.bias[:4] = (quant.bias[:4] - mean) * gain
+    quant.bias[4:] += 2 * gain.log()
+
+
+@torch.no_grad()
+def encode_scenes(work: Path, *, count: int, seed: int) -> None:
+    """Fold the autoencoder's latents and encode ``count`` training scenes once.
+
+    Writes ``latents.pt``: the folded autoencoder, latents (count, 4, 16, 16) of unit variance and
+    the scenes as (shape, colour, background, style).
+    """
+    torch.manual_seed(seed)
+    model = build_autoencoder().eval()
+    state = torch.load(work / "autoencoder.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    rng = np.random.default_rng((seed, 2))
+    latents, drawn = [], []
+    model.to(memory_format=torch.channels_last)
+    for _ in range(0, count, 8):
+        batch = [scenes.random_scene(rng) for _ in range(8)]
+        drawn += [(scene.shape, scene.colour, scene.background, scene.style) for scene in batch]
+        stack = np.stack([scenes.render(scene) for scene in batch]).transpose(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.ascontiguousarray(stack)) * 2 - 1
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(model.encode(pixels).latent_dist.mean.float().contiguous())
+    stacked = torch.cat(latents)
+    mean, std = stacked.mean((0, 2, 3)), stacked.std((0, 2, 3))
+    fold_latents(model, mean, std)
+    stacked = (stacked - mean.view(1, 4, 1, 1)) / std.view(1, 4, 1, 1)
+    save(
+        work / "latents.pt",
+        {"autoencoder": model.state_dict(), "latents": stacked, "scenes": drawn, "seed": seed},
+    )
+    Log(work / "train.log.jsonl").write(
+        stage="latents", scenes=len(drawn), mean=mean.tolist(), std=std.tolist()
+    )
+
+
+def scene_tokens() -> list[int]:
+    """The token ids that the caption grammar can produce, ascending; start and end included."""
+    words = [*scenes.COLOURS, *scenes.SHAPES, *scenes.STYLES, "a", "on", "background", ","]
+    return sorted(set(tokenize(load_tokenizer(), words).flatten().tolist()))
+
+
+class CaptionRows:
+    """Captions as rows of a small embedding table that has only the scene words' tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = scene_tokens()
+        self._tokenizer = load_tokenizer()
+        self._row = {token: row for row, token in enumerate(self.tokens)}
+        self._cache: dict[str, torch.Tensor] = {}
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """Captions -> row numbers (n, 77)."""
+        for text in set(captions) - self._cache.keys():
+            ids = tokenize(self._tokenizer, [text])[0].tolist()
+            self._cache[text] = torch.tensor([self._row[token] for token in ids])
+        return torch.stack([self._cache[text] for text in captions])
+
+
+def noise_weights(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """Loss weight of each timestep, of mean 1: (min(1 / alpha_bar, limit)) ** power.
+
+    On 16 x 16 latents the noise's mean rivals the signal's at high timesteps, and the plain epsilon
+    loss hardly sees it: backgrounds would come out in wrong colours.
+    """
+    weight = (1.0 / alpha_bar).clamp(max=NOISE_WEIGHT_LIMIT) ** NOISE_WEIGHT_POWER
+    return weight / weight.mean()
+
+
+class Average:
+    """Exponential moving average of parameters; the warm-up makes early averages short."""
+
+    def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module, step: int) -> None:
+        """Move towards ``model``'s values after ``step`` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+
+
+def train_unet(work: Path, *, steps: int, batch: int, peak: float, seed: int) -> None:
+    """U-Net and text encoder on the cached latents, epsilon prediction, float32."""
+    torch.manual_seed(seed)
+    data = torch.load(work / "latents.pt", map_location="cpu", weights_only=True)
+    latents = data["latents"]
+    drawn = [
+        scenes.Scene(shape, colour, background, style) for shape, colour, background, style in data["scenes"]
+    ]
+    rows = CaptionRows()
+    alpha_bar = alphas_cumprod()
+    weights = noise_weights(alpha_bar)
+    model = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(len(rows.tokens))})
+    average = Average(model)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = np.random.default_rng((seed, 3, step))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        chosen = rng.integers(0, len(drawn), batch)
+        captions = [scenes.training_caption(drawn[i], rng) for i in chosen]
+        # Stratified timesteps: one in each of ``batch`` equal ranges.
+        timesteps = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * 1000
+        timesteps = timesteps.long()
+        clean = latents[torch.from_numpy(chosen)]
+        noise = torch.randn(clean.shape, generator=generator)
+        noised = add_noise(clean, noise, alpha_bar[timesteps])
+        context = model["text_encoder"](rows(captions)).last_hidden_state
+        output = model["unet"](noised, timesteps, context).sample
+        error = (output - noise).pow(2).mean((1, 2, 3))
+        return (error * weights[timesteps]).mean()
+
+    def after(done: int) -> dict[str, Any]:
+        average.update(model, done)
+        return {}
+
+    def load(state: dict[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+        average.values = state["average"]
+
+    run(
+        "unet", work, steps=steps, peak=peak, parameters=list(model.parameters()),
+        state_of=lambda: {"model": model.state_dict(), "average": average.values},
+        load=load, loss_at=loss_at, after=after,
+    )  # fmt: skip
+
+
+def train_decoder(work: Path, *, steps: int, peak: float, seed: int) -> None:
+    """The decoder alone, on whole scenes: the U-Net's latents stay what they are."""
+    torch.manual_seed(seed)
+    model = build_autoencoder().to(memory_format=torch.channels_last)
+    data = torch.load(work / "latents.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict(data["autoencoder"])
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = np.random.default_rng((seed, 4, step))
+        target = pictures(rng, 2, crop=None, edited_share=EDITED_SHARE)
+        target = target.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = model.encode(target).latent_dist.mean
+            output = model.decode(latents).sample
+        return colour_loss(output.float(), target)
+
+    def after(done: int) -> dict[str, Any]:
+        return {} if done % SAVE_EVERY else {"psnr": autoencoder_psnr(model, count=16)}
+
+    run(
+        "decoder", work, steps=steps, peak=peak,
+        parameters=[*model.decoder.parameters(), *model.post_quant_conv.parameters()],
+        state_of=model.state_dict, load=model.load_state_dict, loss_at=loss_at, after=after,
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stage", choices=("autoencoder", "latents", "unet", "decoder"))
@@ -220,7 +390,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "autoencoder":
-        train_autoencoder(arguments.work, steps=arguments.steps or 3600, seed=arguments.seed)
+        train_autoencoder(arguments.work, steps=arguments.steps or 3000, seed=arguments.seed)
+    elif arguments.stage == "latents":
+        encode_scenes(arguments.work, count=6144, seed=arguments.seed)
+    elif arguments.stage == "unet":
+        train_unet(arguments.work, steps=arguments.steps or 4500, batch=32, peak=1.2e-3, seed=arguments.seed)
+    else:
+        train_decoder(arguments.work, steps=arguments.steps or 1000, peak=5e-4, seed=arguments.seed)
 
 
 if __name__ == "__main__":
