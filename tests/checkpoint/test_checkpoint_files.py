@@ -20,15 +20,16 @@ from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.writer import TensorWriter, data_digest, write_tensors
 from copier.errors import BadCheckpoint, BadInput, UnknownName
 
+DTYPES = [name for name in ITEM_BYTES if name not in ("U16", "U32", "U64") or hasattr(torch, "uint16")]
+"""torch before 2.3 has no unsigned integers but the smallest."""
+
 PLAN = {"a": (torch.float32, (2, 2)), "b": ("F16", (3,))}
 
 
 def sample():
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name in ITEM_BYTES:
-        if not hasattr(torch, str(torch_dtype(name)).removeprefix("torch.")):
-            continue
+    for name in DTYPES:
         count = 12 * ITEM_BYTES[name]
         data = torch.randint(0, 2, (count,), generator=generator, dtype=torch.uint8)
         tensors[f"of.{name}"] = data.view(torch_dtype(name)).reshape(3, 4)
@@ -106,7 +107,7 @@ def test_an_unknown_key_offers_the_nearest(tmp_path):
         reader.tensor("wieght")
 
 
-@pytest.mark.parametrize("name", sorted(ITEM_BYTES))
+@pytest.mark.parametrize("name", DTYPES)
 def test_dtype_names_translate_both_ways(name):
     assert dtype_name(torch_dtype(name)) == name
     assert torch.empty(0, dtype=torch_dtype(name)).element_size() == ITEM_BYTES[name]

@@ -131,7 +131,8 @@ def test_merging_and_taking_out_gives_the_base_back_within_the_dtype(tmp_path, d
 
 def test_a_lora_of_weight_zero_leaves_the_file_as_it_was_but_for_its_metadata(base):
     out = base.parent / "out" / "m.safetensors"
-    merge(base, [(lora_at(base.parent / "l.safetensors", weights()), 0.0)], out)
+    report = merge(base, [(lora_at(base.parent / "l.safetensors", weights()), 0.0)], out)
+    assert report.changed == 0
     with TensorReader(base) as before, TensorReader(out) as after:
         ends = [path.read_bytes()[r.header.data_start :] for path, r in ((base, before), (out, after))]
         assert ends[0] == ends[1]
