@@ -38,7 +38,7 @@ torch_of_the_project() {
 
 environment .venv-floor "$project_python" ""
 torch_of_the_project "$(site "$project_python")"
-check .venv-floor "this project's Python and torch, the hosts' oldest numpy, pillow and safetensors"
+check .venv-floor "this project's Python and torch, the hosts' oldest numpy and pillow"
 
 for candidate in python3.10 "$HOME"/.pyenv/versions/3.10*/bin/python; do
     # A shim named python3.10 may stand for nothing: ask it.
