@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "copier").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "install.py"])
 
 IN_A_HOST = (
-    *("errors", "recipe", "fields", "codec", "presets", "progress", "digest"),
+    *("errors", "recipe", "fields", "codec", "presets", "request", "progress", "digest", "writepoints"),
     *("checkpoint", "algebra", "images", "ops"),
 )
 """Modules and packages of copier/ that a host's process imports (docs/architecture.md, L0 to L2)."""
