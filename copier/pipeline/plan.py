@@ -1,0 +1,291 @@
+"""From a request to its stages: pure, and the same for ``--dry-run`` and for the run.
+
+A planned stage has a key: the digest of everything its outcome depends on (its kind and version, its
+numbers, the digests of the files it reads and the keys of the stages it needs). Equal keys mean
+equal outcomes, so the store may give back an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from copier.codec import spec_to_json
+from copier.digest import json_digest
+from copier.recipe import (
+    BaseLora,
+    DifferenceStage,
+    EvaluateStage,
+    GateStage,
+    Recipe,
+    ResizeStage,
+    StageSpec,
+    TrainStage,
+)
+from copier.request import Edit, Generated, PictureFile, RunRequest
+
+VERSIONS = {
+    "original": 1,
+    "edited": 1,
+    "train": 1,
+    "draw": 1,
+    "gate": 1,
+    "closeness": 1,
+    "difference": 1,
+    "resize": 1,
+    "evaluate": 1,
+}
+"""Kinds of planned stages; a number rises when the kind's outcome changes for equal ingredients."""
+
+SMALLEST_SIDE = 128
+"""Side of a generated original where neither the request nor the recipe says one, in pixels."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage to run or to restore.
+
+    ``needs`` names the planned stages whose files it reads, by role; ``ingredients`` is all that
+    ``key`` was made from; ``spec`` is the recipe's stage, None for what the plan added itself.
+    """
+
+    name: str
+    kind: str
+    key: str
+    ingredients: Mapping[str, Any]
+    needs: Mapping[str, str]
+    spec: StageSpec | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The pictures of one ``draw`` stage: prompts and seeds in pairs, LoRAs beneath, weights of one.
+
+    ``loras`` are (planned stage, weight) merged at every weight; ``strip`` the planned stage whose
+    LoRA is weighted by each of ``weights``, or "" for none.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    guidance: tuple[float, ...]
+    steps: int
+    loras: tuple[tuple[str, float], ...] = ()
+    strip: str = ""
+    weights: tuple[float, ...] = (0.0,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a request, in an order in which they can run."""
+
+    stages: tuple[PlannedStage, ...]
+    draws: Mapping[str, Draws]
+
+    def __getitem__(self, name: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def paired(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+    """Prompts and seeds in turn: as many pairs as the longer one has members."""
+    count = max(len(prompts), len(seeds))
+    return tuple((prompts[i % len(prompts)], seeds[i % len(seeds)]) for i in range(count))
+
+
+def plan(request: RunRequest, digest: Callable[[Path], str]) -> Plan:
+    """The stages of ``request``; ``digest`` gives the SHA-256 of a file.
+
+    Raises:
+        OSError: a file of the request cannot be read.
+    """
+    builder = _Builder(request, digest)
+    builder.pair()
+    for stage in request.recipe.stages:
+        builder.add(stage)
+    return Plan(tuple(builder.stages.values()), builder.draws)
+
+
+def original_side(recipe: Recipe, generated: Generated) -> int:
+    """Side in pixels of a generated original."""
+    largest = max((stage.training.resolution for stage in recipe.trainings()), default=0)
+    return generated.size or largest or SMALLEST_SIDE
+
+
+class _Builder:
+    def __init__(self, request: RunRequest, digest: Callable[[Path], str]) -> None:
+        self.request = request
+        self.digest = digest
+        self.checkpoint = digest(request.checkpoint)
+        self.stages: dict[str, PlannedStage] = {}
+        self.draws: dict[str, Draws] = {}
+
+    def pair(self) -> None:
+        a, b = self.request.a, self.request.b
+        if isinstance(a, PictureFile):
+            self._put("a", "original", {"file": self.digest(a.path)})
+        else:
+            self._put(
+                "a",
+                "original",
+                {
+                    "checkpoint": self.checkpoint,
+                    "prompt": a.prompt,
+                    "seed": a.seed,
+                    "steps": a.steps,
+                    "guidance": a.guidance,
+                    "side": original_side(self.request.recipe, a),
+                },
+            )
+        if isinstance(b, Edit):
+            edit = {"edit": b.name, "parameters": dict(b.parameters)}
+            self._put("b", "edited", edit, {"a": "a"})
+        else:
+            self._put("b", "edited", {"file": self.digest(b.path)})
+
+    def add(self, stage: StageSpec) -> None:
+        if isinstance(stage, TrainStage):
+            self._train(stage)
+        elif isinstance(stage, GateStage):
+            self._gate(stage)
+        elif isinstance(stage, DifferenceStage):
+            numbers = spec_to_json(stage)
+            needs = {"minuend": stage.minuend, "subtrahend": stage.subtrahend}
+            self._put(stage.name, "difference", _without(numbers, *needs), needs, stage)
+        elif isinstance(stage, ResizeStage):
+            numbers = spec_to_json(stage)
+            self._put(stage.name, "resize", _without(numbers, "lora"), {"lora": stage.lora}, stage)
+        else:
+            self._evaluate(stage)
+
+    def _train(self, stage: TrainStage) -> None:
+        needs = {"picture": stage.pictures, **_base_needs(stage.base)}
+        if stage.start:
+            needs["start"] = stage.start
+        numbers: dict[str, Any] = {
+            "trainer": self.request.recipe.trainer.value,
+            "checkpoint": self.checkpoint,
+            "training": spec_to_json(stage.training),
+            "multipliers": [base.multiplier for base in stage.base],
+        }
+        captions = caption_file(self.request, stage)
+        if captions is not None:
+            numbers["captions"] = self.digest(captions)
+        self._put(stage.name, "train", numbers, needs, stage)
+
+    def _gate(self, stage: GateStage) -> None:
+        pairs = paired(stage.prompts, stage.seeds)
+        common = Draws(
+            prompts=tuple(prompt for prompt, _ in pairs),
+            seeds=tuple(seed for _, seed in pairs),
+            guidance=tuple(stage.guidance if i % 2 else 1.0 for i in range(len(pairs))),
+            steps=stage.sampling_steps,
+        )
+        loras = (*((base.lora, base.multiplier) for base in stage.base), (stage.lora, 1.0))
+        drawn = self._draw(f"{stage.name}.pictures", common, loras=loras)
+        limits = {
+            "median_limit": stage.median_limit,
+            "single_limit": stage.single_limit,
+            "share": stage.share,
+        }
+        if stage.pictures == "a":
+            base = self._draw(f"{stage.name}.base", common)
+            needs = {"pictures": drawn, "base": base, "picture": "a"}
+            self._put(stage.name, "gate", {"checkpoint": self.checkpoint, **limits}, needs, stage)
+        else:
+            needs = {"pictures": drawn, "a": "a", "picture": "b"}
+            numbers = {"checkpoint": self.checkpoint, **limits}
+            self._put(stage.name, "closeness", numbers, needs, stage)
+
+    def _evaluate(self, stage: EvaluateStage) -> None:
+        pairs = paired(stage.prompts, stage.seeds)
+        common = Draws(
+            prompts=tuple(prompt for prompt, _ in pairs),
+            seeds=tuple(seed for _, seed in pairs),
+            guidance=(stage.guidance,) * len(pairs),
+            steps=stage.sampling_steps,
+        )
+        needs = {"base": self._draw(f"{stage.name}.base", common), "a": "a", "b": "b"}
+        for role, lora in (("lora", stage.lora), ("control", stage.control)):
+            if lora:
+                name = f"{stage.name}.{role}"
+                needs[role] = self._draw(name, common, strip=lora, weights=stage.weights)
+        numbers: dict[str, Any] = {"checkpoint": self.checkpoint, "floor": stage.floor}
+        if isinstance(self.request.b, Edit):
+            numbers["edit"] = self.request.b.name
+            numbers["parameters"] = dict(self.request.b.parameters)
+        self._put(stage.name, "evaluate", numbers, needs, stage)
+
+    def _draw(
+        self,
+        name: str,
+        common: Draws,
+        *,
+        loras: tuple[tuple[str, float], ...] = (),
+        strip: str = "",
+        weights: tuple[float, ...] = (0.0,),
+    ) -> str:
+        draws = Draws(
+            common.prompts, common.seeds, common.guidance, common.steps, loras, strip, weights
+        )
+        needs = {"a": "a", **{f"lora{i}": lora for i, (lora, _) in enumerate(loras)}}
+        if strip:
+            needs["strip"] = strip
+        numbers = {
+            "checkpoint": self.checkpoint,
+            "prompts": list(draws.prompts),
+            "seeds": list(draws.seeds),
+            "guidance": list(draws.guidance),
+            "steps": draws.steps,
+            "multipliers": [weight for _, weight in loras],
+            "weights": list(weights),
+        }
+        if isinstance(self.request.a, Generated):
+            # Only the size of A matters here, and a generated one's is known.
+            numbers["side"] = original_side(self.request.recipe, self.request.a)
+            del needs["a"]
+        self._put(name, "draw", numbers, needs)
+        self.draws[name] = draws
+        return name
+
+    def _put(
+        self,
+        name: str,
+        kind: str,
+        numbers: Mapping[str, Any],
+        needs: Mapping[str, str] | None = None,
+        spec: StageSpec | None = None,
+    ) -> None:
+        needs = dict(needs or {})
+        ingredients = {
+            "kind": kind,
+            "version": VERSIONS[kind],
+            **_without(numbers, "name", "kind"),
+            "needs": {role: self.stages[other].key for role, other in needs.items()},
+        }
+        key = json_digest(ingredients)
+        self.stages[name] = PlannedStage(name, kind, key, ingredients, needs, spec)
+
+
+def caption_file(request: RunRequest, stage: TrainStage) -> Path | None:
+    """The caption file of the stage's picture, for the caption policy ``files``; else None.
+
+    It has the picture's name and the ending ``.txt``, beside the picture or in the request's folder.
+    A generated or edited picture takes that of A; where there is none, the captions are empty.
+    """
+    if stage.training.captions.policy.value != "files":
+        return None
+    source = request.a if stage.pictures == "a" or isinstance(request.b, Edit) else request.b
+    if not isinstance(source, PictureFile):
+        return None
+    folder = request.captions or source.path.parent
+    path = folder / f"{source.path.stem}.txt"
+    return path if path.is_file() else None
+
+
+def _base_needs(base: tuple[BaseLora, ...]) -> dict[str, str]:
+    return {f"base{i}": one.lora for i, one in enumerate(base)}
+
+
+def _without(data: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name not in names}
