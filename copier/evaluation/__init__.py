@@ -1,0 +1,1 @@
+"""Measuring what a copier and a LoRA do, and the report that shows it. No torch."""

@@ -1,0 +1,1 @@
+"""Pictures: edits, pairs and their difference map, distances, contact sheets. No torch."""

@@ -1,0 +1,56 @@
+"""Writing a report: ``report.json``, ``report.html`` and ``sheet.png``, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from copier.evaluation.report_data import ReportData
+from copier.evaluation.report_html import report_html
+from copier.evaluation.report_json import report_json
+from copier.evaluation.report_sheet import report_sheet
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report was written."""
+
+    json: Path
+    html: Path
+    sheet: Path
+
+
+def write_report(data: ReportData, folder: Path) -> ReportFiles:
+    """Write the three files of the report into ``folder``, which is made if it is missing.
+
+    All three are made before the first is written, and each replaces its predecessor in one step.
+    ``report.json`` comes last: where it is new, the others are.
+
+    Raises:
+        OSError: the folder cannot be written to; no temporary file is left.
+    """
+    files = ReportFiles(folder / "report.json", folder / "report.html", folder / "sheet.png")
+    sheet = io.BytesIO()
+    report_sheet(data).save(sheet, format="PNG")
+    figures = json.dumps(report_json(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    page = report_html(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(files.sheet, sheet.getvalue())
+    _replace(files.html, page.encode())
+    _replace(files.json, figures.encode())
+    return files
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
