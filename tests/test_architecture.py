@@ -47,6 +47,7 @@ SEES: dict[str, tuple[str, ...]] = {
 """Which layers a layer may import. A package may always import itself; its neighbours only in L0."""
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("pipeline", "evaluation"): "its stages measure, and a finished run becomes a report",
     ("diffusion", "checkpoint"): "it loads a model from a single file, by the key names known there",
     ("training", "ops"): "LoRA files and merging in memory: checkpoint and algebra meet in ops alone",
 }
