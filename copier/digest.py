@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+from copier.writepoints import write_point
+
+log = logging.getLogger(__name__)
+
 _CHUNK = 4 * 1024 * 1024
+_HEX_DIGITS = 64
 
 
 def json_digest(value: Any) -> str:
@@ -27,35 +34,50 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 class DigestMemory:
-    """File digests remembered in one JSON file, so that a big checkpoint is hashed once.
+    """File digests remembered in a file, so that a big checkpoint is hashed once.
 
-    An entry counts as long as the file's size and modification time (ns) are the same. The memory
-    is only a shortcut: an unreadable one is an empty one.
+    The file has one JSON list a line: [path, size in bytes, modification time in ns, SHA-256]; the
+    last line of a path counts, as long as size and time are the same. Lines are only ever appended,
+    so that processes may share it. The memory is only a shortcut: lines that cannot be read are
+    skipped. With ``write`` false nothing is remembered beyond this object: for a dry run, which
+    writes nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, write: bool = True) -> None:
         self._path = path
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
+        self._write = write
+        self._known: dict[str, tuple[int, int, str]] = {}
+        with contextlib.suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                self._remember(line)
 
     def digest(self, path: str | os.PathLike[str]) -> str:
-        """SHA-256, in hex, of the file's content."""
+        """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
         name = os.path.realpath(path)
         status = os.stat(name)
-        entry = self._known.get(name)
-        stamp = [status.st_size, status.st_mtime_ns]
-        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
-            return str(entry[2])
+        known = self._known.get(name)
+        if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
+            return known[2]
         found = file_digest(name)
-        self._known[name] = [*stamp, found]
-        self._save()
+        self._known[name] = (status.st_size, status.st_mtime_ns, found)
+        if self._write:
+            self._append([name, *self._known[name]])
         return found
 
-    def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-        os.replace(temporary, self._path)
+    def _remember(self, line: str) -> None:
+        with contextlib.suppress(ValueError, TypeError):
+            name, size, time, digest = json.loads(line)
+            if isinstance(name, str) and isinstance(digest, str) and len(digest) == _HEX_DIGITS:
+                self._known[name] = (size, time, digest)
+
+    def _append(self, entry: list[str | int]) -> None:
+        # A line feed comes first too: a process that was killed may have left half a line.
+        line = f"\n{json.dumps(entry)}\n".encode()
+        write_point("digests-append")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "ab", buffering=0) as file:
+                file.write(line)
+        except OSError as error:
+            log.warning("the digest of %s is not remembered: %s", entry[0], error)
+        write_point("digests-done")

@@ -10,13 +10,21 @@ import os
 import signal
 
 WRITE_POINTS = (
+    "digests-append",
+    "digests-done",
+    "store-begin",
+    "lora-write",
+    "losses-write",
+    "picture-write",
     "store-record",
     "store-rename",
     "store-done",
     "out-temporary",
     "out-rename",
     "out-done",
-    "lora-write",
+    "report-temporary",
+    "report-rename",
+    "report-done",
 )
 """Every name in use; ``write_point`` takes no other."""
 
@@ -26,7 +34,7 @@ _passed: dict[str, int] = {}
 def write_point(name: str) -> None:
     """Mark a write point; ends the process if the environment says so."""
     if name not in WRITE_POINTS:
-        raise ValueError(name)
+        raise ValueError(f"{name!r} is no write point: add it to WRITE_POINTS")
     wanted, _, count = os.environ.get("COPIER_KILL_AT", "").partition(":")
     if wanted != name:
         return

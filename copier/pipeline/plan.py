@@ -8,14 +8,16 @@ equal outcomes, so the store may give back an earlier one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from copier.codec import spec_to_json
 from copier.digest import json_digest
+from copier.images.effects import effect_parameters
 from copier.recipe import (
     BaseLora,
+    CaptionPolicy,
     DifferenceStage,
     EvaluateStage,
     GateStage,
@@ -78,13 +80,25 @@ class Draws:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a request, in an order in which they can run."""
+    """The stages of a request, in an order in which they can run.
+
+    ``draws`` says what each stage of the kind ``draw`` draws, by name; ``checkpoint`` is the
+    checkpoint's SHA-256.
+    """
 
     stages: tuple[PlannedStage, ...]
     draws: Mapping[str, Draws]
+    checkpoint: str = ""
 
     def __getitem__(self, name: str) -> PlannedStage:
-        return next(stage for stage in self.stages if stage.name == name)
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def depends_on(self, name: str, other: str) -> bool:
+        """Whether the stage ``name`` is, or directly or indirectly needs, the stage ``other``."""
+        return name == other or any(self.depends_on(need, other) for need in self[name].needs.values())
 
 
 def paired(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
@@ -96,14 +110,17 @@ def paired(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[tuple[str,
 def plan(request: RunRequest, digest: Callable[[Path], str]) -> Plan:
     """The stages of ``request``; ``digest`` gives the SHA-256 of a file.
 
+    Nothing is written, and the answer depends on nothing but the request and its files.
+
     Raises:
         OSError: a file of the request cannot be read.
+        BadInput: there is no such edit, or it does not take its parameters.
     """
     builder = _Builder(request, digest)
     builder.pair()
     for stage in request.recipe.stages:
         builder.add(stage)
-    return Plan(tuple(builder.stages.values()), builder.draws)
+    return Plan(tuple(builder.stages.values()), builder.draws, builder.checkpoint)
 
 
 def original_side(recipe: Recipe, generated: Generated) -> int:
@@ -113,6 +130,8 @@ def original_side(recipe: Recipe, generated: Generated) -> int:
 
 
 class _Builder:
+    """Gathers the planned stages; each method adds the stages that one part of the request needs."""
+
     def __init__(self, request: RunRequest, digest: Callable[[Path], str]) -> None:
         self.request = request
         self.digest = digest
@@ -138,8 +157,7 @@ class _Builder:
                 },
             )
         if isinstance(b, Edit):
-            edit = {"edit": b.name, "parameters": dict(b.parameters)}
-            self._put("b", "edited", edit, {"a": "a"})
+            self._put("b", "edited", _edit_numbers(b), {"a": "a"})
         else:
             self._put("b", "edited", {"file": self.digest(b.path)})
 
@@ -149,12 +167,11 @@ class _Builder:
         elif isinstance(stage, GateStage):
             self._gate(stage)
         elif isinstance(stage, DifferenceStage):
-            numbers = spec_to_json(stage)
             needs = {"minuend": stage.minuend, "subtrahend": stage.subtrahend}
-            self._put(stage.name, "difference", _without(numbers, *needs), needs, stage)
+            self._put(stage.name, "difference", _without(spec_to_json(stage), *needs), needs, stage)
         elif isinstance(stage, ResizeStage):
-            numbers = spec_to_json(stage)
-            self._put(stage.name, "resize", _without(numbers, "lora"), {"lora": stage.lora}, stage)
+            needs = {"lora": stage.lora}
+            self._put(stage.name, "resize", _without(spec_to_json(stage), *needs), needs, stage)
         else:
             self._evaluate(stage)
 
@@ -174,13 +191,7 @@ class _Builder:
         self._put(stage.name, "train", numbers, needs, stage)
 
     def _gate(self, stage: GateStage) -> None:
-        pairs = paired(stage.prompts, stage.seeds)
-        common = Draws(
-            prompts=tuple(prompt for prompt, _ in pairs),
-            seeds=tuple(seed for _, seed in pairs),
-            guidance=tuple(stage.guidance if i % 2 else 1.0 for i in range(len(pairs))),
-            steps=stage.sampling_steps,
-        )
+        common = _common_draws(stage, (1.0, stage.guidance))
         loras = (*((base.lora, base.multiplier) for base in stage.base), (stage.lora, 1.0))
         drawn = self._draw(f"{stage.name}.pictures", common, loras=loras)
         limits = {
@@ -198,13 +209,7 @@ class _Builder:
             self._put(stage.name, "closeness", numbers, needs, stage)
 
     def _evaluate(self, stage: EvaluateStage) -> None:
-        pairs = paired(stage.prompts, stage.seeds)
-        common = Draws(
-            prompts=tuple(prompt for prompt, _ in pairs),
-            seeds=tuple(seed for _, seed in pairs),
-            guidance=(stage.guidance,) * len(pairs),
-            steps=stage.sampling_steps,
-        )
+        common = _common_draws(stage, (stage.guidance,))
         needs = {"base": self._draw(f"{stage.name}.base", common), "a": "a", "b": "b"}
         for role, lora in (("lora", stage.lora), ("control", stage.control)):
             if lora:
@@ -212,8 +217,7 @@ class _Builder:
                 needs[role] = self._draw(name, common, strip=lora, weights=stage.weights)
         numbers: dict[str, Any] = {"checkpoint": self.checkpoint, "floor": stage.floor}
         if isinstance(self.request.b, Edit):
-            numbers["edit"] = self.request.b.name
-            numbers["parameters"] = dict(self.request.b.parameters)
+            numbers |= _edit_numbers(self.request.b)
         self._put(stage.name, "evaluate", numbers, needs, stage)
 
     def _draw(
@@ -225,9 +229,7 @@ class _Builder:
         strip: str = "",
         weights: tuple[float, ...] = (0.0,),
     ) -> str:
-        draws = Draws(
-            common.prompts, common.seeds, common.guidance, common.steps, loras, strip, weights
-        )
+        draws = replace(common, loras=loras, strip=strip, weights=weights)
         needs = {"a": "a", **{f"lora{i}": lora for i, (lora, _) in enumerate(loras)}}
         if strip:
             needs["strip"] = strip
@@ -273,7 +275,7 @@ def caption_file(request: RunRequest, stage: TrainStage) -> Path | None:
     It has the picture's name and the ending ``.txt``, beside the picture or in the request's folder.
     A generated or edited picture takes that of A; where there is none, the captions are empty.
     """
-    if stage.training.captions.policy.value != "files":
+    if stage.training.captions.policy is not CaptionPolicy.FILES:
         return None
     source = request.a if stage.pictures == "a" or isinstance(request.b, Edit) else request.b
     if not isinstance(source, PictureFile):
@@ -281,6 +283,22 @@ def caption_file(request: RunRequest, stage: TrainStage) -> Path | None:
     folder = request.captions or source.path.parent
     path = folder / f"{source.path.stem}.txt"
     return path if path.is_file() else None
+
+
+def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...]) -> Draws:
+    """The checkpoint's own pictures for the stage; ``guidance`` alternates from picture to picture."""
+    pairs = paired(stage.prompts, stage.seeds)
+    return Draws(
+        prompts=tuple(prompt for prompt, _ in pairs),
+        seeds=tuple(seed for _, seed in pairs),
+        guidance=tuple(guidance[i % len(guidance)] for i in range(len(pairs))),
+        steps=stage.sampling_steps,
+    )
+
+
+def _edit_numbers(edit: Edit) -> dict[str, Any]:
+    """The edit with all its parameters: a default that changes is another edit."""
+    return {"edit": edit.name, "parameters": effect_parameters(edit.name, edit.parameters)}
 
 
 def _base_needs(base: tuple[BaseLora, ...]) -> dict[str, str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -58,14 +57,12 @@ class FinishedRun:
 
 
 def states(plan: Plan, store: StageStore) -> tuple[StageState, ...]:
-    """What a run of ``plan`` would restore and what it would make: the answer of ``--dry-run``."""
+    """What a run of ``plan`` would restore and what it would make: the answer of ``--dry-run``.
+
+    Nothing is written.
+    """
     earlier = store.entries()
-    found = []
-    for stage in plan.stages:
-        entry = store.find(stage.key)
-        reason = reasons.reused(stage) if entry else reasons.needed(stage, plan, earlier)
-        found.append(StageState(stage, entry, reason))
-    return tuple(found)
+    return tuple(_state(stage, plan, store, earlier) for stage in plan.stages)
 
 
 def run(
@@ -86,43 +83,43 @@ def run(
         Cancelled: the token was set.
     """
     observer = guarded(observer)
+    earlier = store.entries()
     done: dict[str, Entry] = {}
     finished = []
-    for state in states(plan, store):
+    for stage in plan.stages:
         cancel.check()
-        stage = state.stage
-        if state.entry is not None:
-            observer(ProgressEvent(stage=stage.name, message=state.reason))
-            one = FinishedStage(stage, state.entry, True, state.reason, 0.0)
-        else:
-            observer(ProgressEvent(stage=stage.name, message=f"runs: {state.reason}"))
-            started = time.monotonic()
-            entry = _make(request, plan, stage, store, done, worker, observer, cancel)
-            one = FinishedStage(stage, entry, False, state.reason, time.monotonic() - started)
-        done[stage.name] = one.entry
-        finished.append(one)
+        # Only now: a twin earlier in the plan, or another run, may just have made it.
+        state = _state(stage, plan, store, earlier)
+        reused = state.entry is not None
+        observer(ProgressEvent(stage.name, message=state.reason if reused else f"runs: {state.reason}"))
+        started = time.monotonic()
+        entry = state.entry
+        if entry is None:
+            folder = store.begin(stage.key)
+            entry = _make(
+                stages.Context(request, plan, stage, folder, done, worker, observer, cancel), store
+            )
+        seconds = 0.0 if reused else time.monotonic() - started
+        finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
+        done[stage.name] = entry
         if stage.name == "b":
             stages.check_the_pair(done)
     return FinishedRun(request, plan, tuple(finished))
 
 
-def _make(
-    request: RunRequest,
-    plan: Plan,
-    stage: PlannedStage,
-    store: StageStore,
-    done: Mapping[str, Entry],
-    worker: Callable[[], stages.Worker],
-    observer: Observer,
-    cancel: CancelToken,
-) -> Entry:
-    folder = store.begin(stage.key)
+def _state(stage: PlannedStage, plan: Plan, store: StageStore, earlier: Sequence[Entry]) -> StageState:
+    entry = store.find(stage.key)
+    reason = reasons.reused(stage, plan) if entry else reasons.needed(stage, plan, earlier)
+    return StageState(stage, entry, reason)
+
+
+def _make(context: stages.Context, store: StageStore) -> Entry:
+    stage = context.stage
     try:
         started = time.monotonic()
-        context = stages.Context(request, plan, stage, folder, done, worker, observer, cancel)
         outcome = stages.KINDS[stage.kind](context)
         return store.commit(
-            folder,
+            context.folder,
             key=stage.key,
             kind=stage.kind,
             name=stage.name,
@@ -131,5 +128,5 @@ def _make(
             seconds=time.monotonic() - started,
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        store.discard(context.folder)
         raise

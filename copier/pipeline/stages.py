@@ -139,8 +139,8 @@ def original(context: Context) -> Json:
                 height=side,
                 stage="a",
             ),
-            observer=observer=context.observer,
-            cancel=cancel=context.cancel,
+            observer=context.observer,
+            cancel=context.cancel,
         )
         drawn.pictures[0].rename(context.folder / PICTURE)
         (context.folder / "drawn").rmdir()
@@ -192,8 +192,8 @@ def train(context: Context) -> Json:
             start=context.lora("start") if "start" in needs else None,
             stage=context.stage.name,
         ),
-        observer=observer=context.observer,
-        cancel=cancel=context.cancel,
+        observer=context.observer,
+        cancel=context.cancel,
     )
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
     return {"steps": len(result.losses), "seconds": result.seconds}
@@ -220,8 +220,8 @@ def draw(context: Context) -> Json:
                 height=height,
                 stage=context.stage.name,
             ),
-            observer=observer=context.observer,
-            cancel=cancel=context.cancel,
+            observer=context.observer,
+            cancel=context.cancel,
         )
     return {"pictures": len(draws.prompts) * len(draws.weights)}
 
@@ -382,8 +382,8 @@ def _reconstruct(context: Context, pictures: list[Picture]) -> None:
             out=context.folder / "ideal",
             stage=context.stage.name,
         ),
-        observer=observer=context.observer,
-        cancel=cancel=context.cancel,
+        observer=context.observer,
+        cancel=context.cancel,
     )
     for path in paths:
         path.unlink()

@@ -2,14 +2,16 @@
 
     <root>/<key>/record.json    what was made from what; digests of the files beside it
     <root>/<key>/...            the stage's files
-    <root>/.tmp-<key>-<pid>-*   a stage that runs, or that was killed
+    <root>/.tmp-<key>-<random>  a stage that runs, or that was killed
 
 A stage runs in its temporary folder; ``record.json`` is written last and the folder is then renamed.
-An entry that does not verify is a miss and is removed.
+The process that made a temporary folder holds a lock on it; a leftover of one that was killed has
+none, and is swept. An entry that does not verify is a miss; it is replaced when its stage is made anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 RECORD = "record.json"
 _TEMPORARY = ".tmp-"
+_OLD_SECONDS = 86_400.0
+"""Age of a leftover where folders cannot be locked (Windows): no stage runs longer."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,13 @@ class Record:
     created: float
 
 
+_RECORD_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("key", "kind", "name"), str),
+    **dict.fromkeys(("ingredients", "outcome", "files"), dict),
+    **dict.fromkeys(("seconds", "created"), (int, float)),
+}
+
+
 @dataclass(frozen=True)
 class Entry:
     """A finished stage in the store."""
@@ -66,35 +77,51 @@ class Entry:
 
 
 class StageStore:
-    """Finished stages under ``root``, by key."""
+    """Finished stages under ``root``, by key. Several processes may use one root at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._locks: dict[Path, int] = {}
 
     def find(self, key: str) -> Entry | None:
-        """The finished stage of that key, verified; None is a miss.
+        """The finished stage of that key, verified; None is a miss. Nothing is written.
 
-        A damaged entry is removed and counts as a miss.
+        Every file must be there with the digest that the record says, and no other file.
         """
         folder = self.root / key
         if not folder.is_dir():
             return None
         record = _read_record(folder)
-        if record is not None and record.key == key and _verifies(folder, record):
+        if record is not None and record.key == key and _digests(folder) == record.files:
             return Entry(folder, record)
-        log.warning("the stored stage %s is damaged and is made anew", key[:12])
-        shutil.rmtree(folder)
+        log.warning("the stored stage %s is damaged: it does not count, and is made anew", key[:12])
         return None
 
     def begin(self, key: str) -> Path:
-        """A fresh temporary folder for the stage; leftovers of killed runs of it are removed."""
+        """A fresh temporary folder, locked, for what will have that key; its leftovers are swept."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(f"{_TEMPORARY}{key}-*"):
-            if not _alive(leftover):
-                shutil.rmtree(leftover, ignore_errors=True)
-        folder = self.root / f"{_TEMPORARY}{key}-{os.getpid()}-{secrets.token_hex(3)}"
-        folder.mkdir()
+        self._sweep(f"{_TEMPORARY}{key}-*")
+        while True:
+            folder = self.root / f"{_TEMPORARY}{key}-{secrets.token_hex(4)}"
+            folder.mkdir()
+            try:
+                lock = _lock(folder)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                break
+            # Between creation and lock another process may have taken it for a leftover.
+            if lock is not None and folder.is_dir():
+                self._locks[folder] = lock
+                break
+            _unlock(lock)
+        write_point("store-begin")
         return folder
+
+    def discard(self, folder: Path) -> None:
+        """Delete a temporary folder that ``begin`` gave. Harmless when repeated."""
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(self._locks.pop(folder, None))
 
     def commit(
         self,
@@ -107,12 +134,14 @@ class StageStore:
         outcome: Mapping[str, Any],
         seconds: float,
     ) -> Entry:
-        """Make the temporary ``folder`` the entry of ``key``."""
-        files = {
-            path.relative_to(folder).as_posix(): file_digest(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        """Make the temporary ``folder`` the entry of ``key``.
+
+        Where another run was faster its entry stays, and is the answer. Raises OSError where the
+        folder cannot be written or renamed.
+        """
+        files = _digests(folder)
+        if files is None:
+            raise OSError(f"the files of the stage {name!r} cannot be read back from {folder}")
         record = Record(key, kind, name, ingredients, outcome, files, seconds, time.time())
         write_point("store-record")
         with open(folder / RECORD, "w", encoding="utf-8") as file:
@@ -124,12 +153,15 @@ class StageStore:
         try:
             os.rename(folder, final)
         except OSError:
-            # Another run finished the same stage first: what it made serves as well.
             found = self.find(key)
-            if found is None:
+            if found is not None:
+                self.discard(folder)
+                return found
+            if not final.exists():
                 raise
-            shutil.rmtree(folder)
-            return found
+            self._delete(final)
+            os.rename(folder, final)
+        _unlock(self._locks.pop(folder, None))
         write_point("store-done")
         return Entry(final, record)
 
@@ -137,57 +169,89 @@ class StageStore:
         """All finished stages, the newest first; not verified."""
         if not self.root.is_dir():
             return []
-        found = []
-        for folder in self.root.iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                record = _read_record(folder)
-                if record is not None:
-                    found.append(Entry(folder, record))
+        folders = [folder for folder in self.root.iterdir() if not folder.name.startswith(".")]
+        records = [(folder, _read_record(folder)) for folder in folders]
+        found = [Entry(folder, record) for folder, record in records if record is not None]
         return sorted(found, key=lambda entry: -entry.record.created)
 
     def remove(self, entry: Entry) -> None:
         """Delete one finished stage."""
-        shutil.rmtree(entry.folder)
+        self._delete(entry.folder)
 
     def remove_leftovers(self) -> int:
         """Delete the temporary folders of runs that no longer live; returns how many."""
+        return self._sweep(f"{_TEMPORARY}*")
+
+    def _delete(self, folder: Path) -> None:
+        """Delete an entry; it is gone in one step, even if the process is killed meanwhile."""
+        aside = self.root / f"{_TEMPORARY}{folder.name}-{secrets.token_hex(4)}"
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _sweep(self, pattern: str) -> int:
         count = 0
-        for folder in self.root.glob(f"{_TEMPORARY}*") if self.root.is_dir() else ():
-            if not _alive(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                count += 1
+        for folder in list(self.root.glob(pattern)):
+            try:
+                lock = _lock(folder)
+            except OSError:
+                if _age(folder) < _OLD_SECONDS:
+                    continue
+                lock = None
+            else:
+                if lock is None:
+                    continue
+            shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
+            count += 1
         return count
 
 
 def _read_record(folder: Path) -> Record | None:
     try:
-        return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    sound = all(isinstance(getattr(record, name), kind) for name, kind in _RECORD_TYPES.items())
+    return record if sound else None
+
+
+def _digests(folder: Path) -> dict[str, str] | None:
+    """SHA-256 of every file but the record, by its name in ``folder``; None where one is unreadable."""
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = {path.relative_to(folder).as_posix(): path for path in paths}
+        return {name: file_digest(path) for name, path in names.items() if name != RECORD}
+    except OSError:
         return None
 
 
-def _verifies(folder: Path, record: Record) -> bool:
-    try:
-        return all(file_digest(folder / name) == digest for name, digest in record.files.items())
-    except OSError:
-        return False
+def _lock(folder: Path) -> int | None:
+    """A descriptor that locks ``folder`` until it is closed; None where someone else has the lock.
 
-
-def _alive(folder: Path) -> bool:
-    """Whether the process that made the temporary folder still runs."""
-    try:
-        pid = int(folder.name.rsplit("-", 2)[1])
-    except (ValueError, IndexError):
-        return False
-    if pid == os.getpid():
-        return True
+    Raises OSError where there is no such folder, or where folders cannot be locked.
+    """
     if os.name == "nt":
-        # os.kill would end the process there: only age tells.
-        return time.time() - folder.stat().st_mtime < 86_400
+        raise OSError("folders cannot be locked on Windows")
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _age(folder: Path) -> float:
+    with contextlib.suppress(OSError):
+        return time.time() - folder.stat().st_mtime
+    return 0.0
