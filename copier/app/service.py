@@ -1,34 +1,35 @@
-"""The program's services, for every front end: run, preview, generate, measure."""
+"""The program's services, for every front end: check, preview and run recipes."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
-from copier.checkpoint.header import read_header
+from copier.checkpoint.header import Header, read_header
 from copier.digest import DigestMemory
-from copier.errors import BadInput, BadPicture
+from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
-from copier.images.effects import effect_parameters
+from copier.images.effects import apply_effect, effect_parameters
 from copier.images.pairs import check_pair, check_size, read_picture
 from copier.pipeline import results
-from copier.pipeline.plan import Plan, plan
+from copier.pipeline.plan import original_side, plan
 from copier.pipeline.runner import FinishedRun, StageState, run, states
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
 from copier.recipe import Trainer, with_control
-from copier.request import Edit, PictureFile, RunRequest
+from copier.request import Edit, Generated, PictureFile, RunRequest
 from copier.training.client import BuiltinWorker
 
 log = logging.getLogger(__name__)
 
-_ROOM = 256 * 1024 * 1024
+ROOM = 256 * 1024 * 1024
 """Bytes that a run needs on the data directory's and the output folder's disks, besides the LoRAs."""
 
 
@@ -46,40 +47,33 @@ class Outcome:
         return self.files[0][self.runs[0].request.recipe.result]
 
 
-def check(request: RunRequest) -> None:
-    """Refuse bad input before anything is written or trained.
+def check(request: RunRequest, settings: Settings) -> None:
+    """Refuse bad input; nothing is written.
 
     Raises:
-        BadCheckpoint, BadPicture, BadInput: the checkpoint, the pictures or the recipe cannot be
-            used; the message names the value, the limit and the remedy.
+        BadCheckpoint, BadPicture, BadInput: the checkpoint, the pictures, the recipe, the device or
+            a folder cannot be used; the message names the value, the limit and the remedy.
     """
-    _check_checkpoint(request)
     if request.recipe.trainer is not Trainer.BUILTIN:
         raise BadInput(
             f"the recipe {request.recipe.name!r} trains with sd-scripts, which this version cannot "
-            "run yet: use a *-pocket recipe, or add --set trainer=builtin"
+            "run yet: add --set trainer=builtin, or use a *-pocket recipe with the embedded checkpoint"
         )
-    pictures = {}
-    for side, source in (("A", request.a), ("B", request.b)):
-        if isinstance(source, PictureFile):
-            pictures[side] = read_picture(source.path)
-            check_size(pictures[side], source.path.name)
-    if len(pictures) == 2:
-        check_pair(pictures["A"], pictures["B"])
-        if pictures["A"].tobytes() == pictures["B"].tobytes():
-            raise BadPicture("A and B are identical: there is nothing to learn; edit B")
-    if isinstance(request.b, Edit):
-        effect_parameters(request.b.name, request.b.parameters)
+    check_checkpoint(request.checkpoint)
+    check_device(request.device)
+    _check_pair(request)
+    check_folders(request.out, settings)
 
 
-def preview(request: RunRequest, settings: Settings) -> tuple[StageState, ...]:
+def preview(request: RunRequest, settings: Settings, *, control: bool = False) -> tuple[StageState, ...]:
     """The stages of ``request`` with keys and reasons; nothing is run or written.
 
     Raises:
         BadInput and its kin: as ``check``.
     """
-    check(request)
-    planned = _plan(request, settings)
+    request = _wanted(request, control=control)
+    check(request, settings)
+    planned = plan(request, DigestMemory(settings.digests, write=False).digest)
     return states(planned, StageStore(settings.stages))
 
 
@@ -96,27 +90,23 @@ def execute(
     ``control`` adds the plain LoRA on B to every request, for comparison.
 
     Raises:
-        BadInput and its kin: as ``check``, before anything is trained.
+        BadInput and its kin: as ``check``, before anything is trained or written.
         TrainingFailed, Cancelled: finished stages stay in the store.
     """
     cancel = cancel or CancelToken()
-    wanted = [
-        replace(request, recipe=with_control(request.recipe)) if control else request
-        for request in requests
-    ]
+    wanted = [_wanted(request, control=control) for request in requests]
     for request in wanted:
-        check(request)
+        check(request, settings)
     for folder in {request.out for request in wanted}:
-        results.check_folder(folder)
-        check_room(folder)
+        results.prepare_folder(folder)
     settings.data.mkdir(parents=True, exist_ok=True)
-    check_room(settings.data)
     store = StageStore(settings.stages)
     store.remove_leftovers()
     finished, files = [], []
-    with _worker(wanted[0], settings) as worker:
+    with worker_on_demand(settings, device=wanted[0].device, threads=wanted[0].threads) as worker:
         for request in wanted:
-            done = run(request, _plan(request, settings), store, worker, observer, cancel)
+            planned = plan(request, DigestMemory(settings.digests).digest)
+            done = run(request, planned, store, worker, observer, cancel)
             finished.append(done)
             files.append(results.publish_run(done))
     written = None
@@ -125,36 +115,77 @@ def execute(
     return Outcome(tuple(finished), tuple(files), written)
 
 
-def check_room(folder: Path) -> None:
-    """Raise ``BadInput`` where the folder's disk is nearly full."""
-    free = shutil.disk_usage(folder).free
-    if free < _ROOM:
+def check_checkpoint(path: Path) -> Header:
+    """The header of the checkpoint at ``path``, which the builtin trainer can use.
+
+    Raises:
+        BadInput, BadCheckpoint: there is none, it is something else, or of another family.
+    """
+    if not path.is_file():
+        raise BadInput(f"there is no checkpoint {path}: give the path of a .safetensors file")
+    header = read_header(path)
+    identity = detect(header)
+    if identity.kind is Kind.LORA:
+        raise BadCheckpoint(f"{path.name} is a LoRA, not a checkpoint: give the checkpoint it is for")
+    if identity.kind is not Kind.CHECKPOINT:
+        raise BadCheckpoint(
+            f"{path.name} has {len(header.tensors)} tensors, but not those of a checkpoint: give an "
+            "SD 1.x checkpoint as one .safetensors file"
+        )
+    if identity.family is not Family.SD1 or identity.layout != "ldm":
+        layout = "" if identity.layout == "ldm" else f" in the layout {identity.layout!r}"
+        raise BadCheckpoint(
+            f"{path.name} is a checkpoint of the family {identity.family.value}{layout}: the builtin "
+            "trainer knows SD 1.x in one file; use such a checkpoint"
+        )
+    if missing := identity.details.get("vae"):
+        raise BadCheckpoint(f"{path.name} has no autoencoder ({missing}): use a whole checkpoint")
+    return header
+
+
+def check_device(device: str) -> None:
+    """Raise ``BadInput`` where ``device`` is cuda, and there is none."""
+    if device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise BadInput(
-            f"the disk of {folder} has {free >> 20} MB free, a run needs {_ROOM >> 20} MB: free some "
-            "room, or choose another folder"
+            "the device is cuda, but this machine has none that torch can use: use --device cpu, or auto"
         )
 
 
-def _plan(request: RunRequest, settings: Settings) -> Plan:
-    return plan(request, DigestMemory(settings.digests).digest)
+def check_folders(out: Path, settings: Settings) -> None:
+    """Refuse an output or data folder that cannot be used, or whose disk is nearly full.
 
-
-def _check_checkpoint(request: RunRequest) -> None:
-    path = request.checkpoint
-    if not path.is_file():
-        raise BadInput(f"there is no checkpoint {path}: give the path of a .safetensors file")
-    identity = detect(read_header(path))
-    if identity.kind is not Kind.CHECKPOINT:
-        raise BadInput(f"{path.name} is not a checkpoint but {identity.kind.value}: give a checkpoint")
-    if identity.family is not Family.SD1:
+    Raises:
+        BadInput: the message says which folder, why, and what to do; nothing is written.
+    """
+    results.check_folder(out)
+    there = results.existing_parent(settings.data)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "is write-protected" if there.is_dir() else "is a file"
         raise BadInput(
-            f"{path.name} is a checkpoint of the family {identity.family.value}: the builtin trainer "
-            "knows SD 1.x; use an SD 1.x checkpoint"
+            f"the data folder {settings.data} cannot be used: {there} {why}; choose another with --data"
+        )
+    check_room(out, "--out")
+    check_room(settings.data, "--data")
+
+
+def check_room(folder: Path, option: str = "--out") -> None:
+    """Raise ``BadInput`` where the disk of ``folder``, which need not exist, is nearly full."""
+    free = shutil.disk_usage(results.existing_parent(folder)).free
+    if free < ROOM:
+        raise BadInput(
+            f"the disk of {folder} has {free >> 20} MB free, a run needs {ROOM >> 20} MB: free some "
+            f"room, or choose another folder with {option}"
         )
 
 
 @contextlib.contextmanager
-def _worker(request: RunRequest, settings: Settings) -> Iterator[object]:
+def worker_on_demand(
+    settings: Settings, *, device: str, threads: int | None
+) -> Iterator[Callable[[], BuiltinWorker]]:
     """Gives a function that starts the worker child at its first call; it is stopped at the end."""
     with contextlib.ExitStack() as stack:
         started: list[BuiltinWorker] = []
@@ -162,15 +193,43 @@ def _worker(request: RunRequest, settings: Settings) -> Iterator[object]:
         def worker() -> BuiltinWorker:
             if not started:
                 settings.logs.mkdir(parents=True, exist_ok=True)
-                started.append(
-                    stack.enter_context(
-                        BuiltinWorker(
-                            threads=request.threads,
-                            device=request.device,
-                            log_path=settings.logs / "worker.log",
-                        )
-                    )
+                child = BuiltinWorker(
+                    threads=threads,
+                    device=device,
+                    log_path=settings.logs / "worker.log",
+                    tokenizer_folder=settings.tokenizer,
                 )
+                started.append(stack.enter_context(child))
             return started[0]
 
         yield worker
+
+
+def _wanted(request: RunRequest, *, control: bool) -> RunRequest:
+    return replace(request, recipe=with_control(request.recipe)) if control else request
+
+
+def _check_pair(request: RunRequest) -> None:
+    a, b = request.a, request.b
+    if isinstance(b, Edit):
+        effect_parameters(b.name, b.parameters)
+    pictures = {}
+    for side, source in (("A", a), ("B", b)):
+        if isinstance(source, PictureFile):
+            pictures[side] = read_picture(source.path)
+            check_size(pictures[side], source.path.name)
+    if "A" in pictures and isinstance(b, Edit):
+        pictures["B"] = apply_effect(pictures["A"], b.name, b.parameters)
+    if len(pictures) == 2:
+        check_pair(pictures["A"], pictures["B"])
+        if pictures["A"].tobytes() == pictures["B"].tobytes():
+            remedy = "choose a stronger edit" if isinstance(b, Edit) else "edit B"
+            raise BadPicture(f"A and B are identical: there is nothing to learn; {remedy}")
+    if isinstance(a, Generated) and "B" in pictures:
+        drawn = original_side(request.recipe, a)
+        if pictures["B"].size != (drawn, drawn):
+            raise BadPicture(
+                f"A will be drawn at {drawn} x {drawn} px and B is {pictures['B'].width} x "
+                f"{pictures['B'].height} px: a pair must have one size; make B by editing the A that an "
+                "earlier run drew, and give both as files"
+            )

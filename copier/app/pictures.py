@@ -1,0 +1,198 @@
+"""Services around pictures: draw from prompts, apply an edit, measure a LoRA that exists."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from copier.app.service import check_checkpoint, check_device, check_folders, worker_on_demand
+from copier.app.settings import Settings
+from copier.checkpoint.fit import require_lora_fits
+from copier.checkpoint.header import Header, read_header
+from copier.errors import BadInput
+from copier.images.effects import EFFECTS, apply_effect, effect_parameters
+from copier.images.pairs import difference_map, read_picture
+from copier.pipeline.plan import SMALLEST_SIDE
+from copier.pipeline.results import prepare_folder, publish
+from copier.progress import CancelToken, Observer, ignore
+from copier.training.protocol import SampleRequest
+
+USUAL_SIDE = 512
+"""What SD 1.x was trained at, in pixels."""
+_USUAL_WIDTH = 320
+"""Channels of SD 1.x's first convolution; a narrower network is a small model, for small pictures."""
+_FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Every prompt with every seed. ``width`` and ``height`` 0: what the checkpoint is used to."""
+
+    checkpoint: Path
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    loras: tuple[tuple[Path, float], ...] = ()
+    negative: str = ""
+    steps: int = 20
+    guidance: float = 7.0
+    width: int = 0
+    height: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("height", self.height)):
+            if value % 64 or value < 0:
+                raise BadInput(f"the {name} is {value} px: it must be a multiple of 64, as 128 or 512 are")
+        for what, number, low, high in (
+            ("number of sampling steps", self.steps, 1, 150),
+            ("guidance", self.guidance, 1, 30),
+            *(("seed", seed, 0, 2**32 - 1) for seed in self.seeds),
+        ):
+            if not low <= number <= high:
+                raise BadInput(f"the {what} is {number:g}: it must lie between {low} and {high}")
+        if not self.prompts or not self.seeds:
+            raise BadInput("there is nothing to draw: give a prompt and a seed")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture that was drawn."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+
+def usual_side(checkpoint: Header) -> int:
+    """Side of the pictures that the checkpoint is used to, in pixels."""
+    first = checkpoint.tensors.get(_FIRST_CONVOLUTION)
+    return SMALLEST_SIDE if first is not None and first.shape[0] < _USUAL_WIDTH else USUAL_SIDE
+
+
+def check_loras(loras: Sequence[tuple[Path, float]], checkpoint: Header) -> None:
+    """Raise ``BadInput`` unless every LoRA fits the checkpoint."""
+    for path, _ in loras:
+        try:
+            require_lora_fits(read_header(path), checkpoint)
+        except BadInput as error:
+            raise type(error)(f"{path.name}: {error}") from error
+
+
+def draw(
+    request: DrawRequest,
+    settings: Settings,
+    *,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
+) -> tuple[Drawn, ...]:
+    """Draw the pictures of ``request`` into its folder; never over another file.
+
+    Raises:
+        BadInput and its kin: before anything is drawn or written.
+        TrainingFailed, Cancelled: nothing was written.
+    """
+    header = check_checkpoint(request.checkpoint)
+    check_loras(request.loras, header)
+    check_device(request.device)
+    check_folders(request.out, settings)
+    side = usual_side(header)
+    pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
+    with tempfile.TemporaryDirectory(prefix="copier-") as folder:
+        with worker_on_demand(settings, device=request.device, threads=request.threads) as worker:
+            result = worker().sample(
+                SampleRequest(
+                    checkpoint=request.checkpoint,
+                    prompts=tuple(prompt for prompt, _ in pairs),
+                    seeds=tuple(seed for _, seed in pairs),
+                    out=Path(folder),
+                    loras=request.loras,
+                    steps=request.steps,
+                    guidance=request.guidance,
+                    width=request.width or side,
+                    height=request.height or side,
+                    negative=request.negative,
+                    stage="generate",
+                ),
+                observer=observer,
+                cancel=cancel,
+            )
+        prepare_folder(request.out)
+        drawn = []
+        for (prompt, seed), picture in zip(pairs, result.pictures, strict=True):
+            name = picture_stem(prompt, seed, request.loras)
+            drawn.append(Drawn(publish(picture, request.out / f"{name}.png"), prompt, seed))
+    return tuple(drawn)
+
+
+def picture_stem(prompt: str, seed: int, loras: Sequence[tuple[Path, float]]) -> str:
+    """File name, without ending, of a picture: what it was drawn from, shortened."""
+    with_loras = [f"{path.stem}{weight:+g}" for path, weight in loras]
+    parts = [prompt[:60] or "empty", f"seed{seed}", *with_loras]
+    return "-".join(re.sub(r"[^A-Za-z0-9+._-]+", "-", part).strip("-.") for part in parts)[:180]
+
+
+def edit_picture(
+    name: str, source: Path, out: Path, values: Mapping[str, float], *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write the picture ``source`` with the edit ``name`` to ``out``, a PNG file; what changed, as JSON.
+
+    Raises:
+        UnknownName, BadPicture, BadInput: the edit, a value, the picture or ``out`` cannot be used;
+            nothing is written.
+    """
+    parameters = effect_parameters(name, values)
+    if out.suffix.lower() != ".png":
+        raise BadInput(f"{out} is no .png file: B must be saved without loss, so give a name ending in .png")
+    if out.exists() and not overwrite:
+        raise BadInput(f"{out} exists: choose another name, or allow it with --overwrite")
+    if not out.parent.is_dir():
+        raise BadInput(f"the folder {out.parent} does not exist: create it first")
+    before = read_picture(source)
+    after = apply_effect(before, name, parameters)
+    found = difference_map(before, after)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        after.save(temporary, format="PNG")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {
+        "edit": name,
+        "parameters": parameters,
+        "input": str(source),
+        "output": str(out),
+        "width": after.width,
+        "height": after.height,
+        "changed": round(found.changed, 6),
+        "mean": round(found.mean, 6),
+        "warnings": list(found.warnings),
+    }
+
+
+def edits_json() -> list[dict[str, Any]]:
+    """Every built-in edit with its parameters and their bounds."""
+    return [
+        {
+            "name": effect.name,
+            "label": effect.label,
+            "explanation": effect.explanation,
+            "parameters": [
+                {
+                    "name": one.name,
+                    "label": one.label,
+                    "default": one.default,
+                    "minimum": one.minimum,
+                    "maximum": one.maximum,
+                    "whole": one.whole,
+                }
+                for one in effect.parameters
+            ],
+        }
+        for effect in EFFECTS.values()
+    ]

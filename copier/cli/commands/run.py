@@ -1,0 +1,211 @@
+"""``copier run``: a recipe on a pair."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copier.cli.parser import Commands, assignment, seed
+from copier.cli.session import Answer, Session
+from copier.cli.text import number, stage_table, table
+from copier.errors import BadInput
+
+if TYPE_CHECKING:
+    from copier.app.service import Outcome
+    from copier.request import RunRequest
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add(
+        "run",
+        "train a LoRA from a pair, with a recipe",
+        """
+        Train a LoRA from a pair of pictures that differ in one thing. Use it for your own edit; `copier
+        recipes` lists the recipes. A is a picture file or drawn from a prompt; B is a file or A with a
+        built-in edit (`copier edit --list`). Stages that were made before are reused, so a run that was
+        stopped goes on where it was; --dry-run shows which, and why, and writes nothing.
+        """,
+        (
+            'run copier-quick-pocket --a-prompt "a red star on cyan background" --edit grayscale',
+            "run copier-quick --set trainer=builtin --checkpoint model.safetensors --a a.png --b b.png",
+            "run copier-quick-pocket --a a.png --edit outline --edit-set width=5 --control --dry-run",
+            "run difference-svd-pocket --a a.png --b b.png --set training.steps=400 --set lora.ranks.rank=4",
+        ),
+        _run,
+        checkpoint=True,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a recipe's .json file")
+    pair = parser.add_argument_group("the pair (one of --a, --a-prompt; one of --b, --edit)")
+    pair.add_argument("--a", type=Path, metavar="FILE", help="the original, a picture file")
+    pair.add_argument("--a-prompt", metavar="TEXT", help="let the checkpoint draw the original")
+    pair.add_argument("--a-seed", type=seed, metavar="N", help="seed of the drawn original (default: 1)")
+    pair.add_argument(
+        "--a-size", type=int, metavar="PX", help="its side (default: the recipe's resolution)"
+    )
+    pair.add_argument("--b", type=Path, metavar="FILE", help="the original with your edit")
+    pair.add_argument("--edit", metavar="NAME", help="make B from A by a built-in edit")
+    pair.add_argument(
+        "--edit-set",
+        type=assignment,
+        action="append",
+        metavar="K=V",
+        help="a parameter of the edit; may be repeated",
+    )
+    pair.add_argument(
+        "--captions", type=Path, metavar="DIR", help="caption files, for recipes that read them"
+    )
+    how = parser.add_argument_group("the run")
+    how.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a number of the recipe, as in training.steps=300 or lora.training.rank=8 "
+        "(`copier recipes NAME` shows them); may be repeated",
+    )
+    how.add_argument(
+        "--control",
+        action="store_true",
+        help="also train a plain LoRA on B with the same settings, and compare",
+    )
+    how.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of the outcome (default: out)"
+    )
+    how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
+    how.add_argument("--dry-run", action="store_true", help="only show the stages, with keys and reasons")
+
+
+def _run(arguments: argparse.Namespace, session: Session) -> Answer:
+    _check_choice(arguments)
+    request = _request(arguments, session)
+    from copier.app import figures, service
+
+    if arguments.dry_run:
+        states = service.preview(request, session.settings, control=arguments.control)
+        data = figures.preview_json(states)
+        return Answer({"recipe": request.recipe.name, **data}, _preview_text(data))
+    return execute((request,), session, control=arguments.control)
+
+
+def execute(requests: tuple[RunRequest, ...], session: Session, *, control: bool) -> Answer:
+    """Run the requests with progress; files and main figures."""
+    from copier.app import figures, service
+
+    session.kept = (
+        f"finished stages are kept in {session.settings.stages}; the same command goes on from there"
+    )
+    outcome: Outcome = service.execute(
+        requests,
+        session.settings,
+        control=control,
+        observer=session.progress,
+        cancel=session.stoppable(),
+    )
+    session.progress.finish()
+    data = figures.outcome_json(outcome)
+    if data["gate"] is not None and not data["gate"]["passed"]:
+        session.note(
+            "the copier did not pass its gate: it does not draw A every time, so more than the "
+            "difference was learnt; give it more steps (--set copier.training.steps=...)"
+        )
+    return Answer(data, outcome_text(data))
+
+
+def _check_choice(arguments: argparse.Namespace) -> None:
+    a, b = arguments.a is not None, arguments.b is not None
+    prompt, edit = arguments.a_prompt is not None, arguments.edit is not None
+    if a == prompt:
+        what = "both --a and --a-prompt are given" if a else "the original A is missing"
+        raise BadInput(f"{what}: give either --a FILE, or --a-prompt TEXT to have it drawn")
+    if b == edit:
+        what = "both --b and --edit are given" if b else "the changed picture B is missing"
+        raise BadInput(f"{what}: give either --b FILE, or --edit NAME to have it made from A")
+    if a and (arguments.a_seed is not None or arguments.a_size is not None):
+        raise BadInput("--a-seed and --a-size belong to --a-prompt, but A is a file: leave them out")
+    if b and arguments.edit_set:
+        raise BadInput("--edit-set belongs to --edit, but B is a file: leave it out")
+
+
+def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
+    from copier.codec import load_recipe, with_value
+    from copier.request import Edit, Generated, PictureFile, RunRequest
+
+    recipe = load_recipe(arguments.recipe)
+    for one in arguments.set:
+        recipe = with_value(recipe, one)
+    a: PictureFile | Generated
+    if arguments.a is not None:
+        a = PictureFile(arguments.a)
+    else:
+        drawn_seed = 1 if arguments.a_seed is None else arguments.a_seed
+        a = Generated(arguments.a_prompt, drawn_seed, size=arguments.a_size or 0)
+    b: PictureFile | Edit = Edit(arguments.edit or "", dict(arguments.edit_set or ()))
+    if arguments.b is not None:
+        b = PictureFile(arguments.b)
+    return RunRequest(
+        recipe=recipe,
+        checkpoint=session.checkpoint(),
+        a=a,
+        b=b,
+        out=arguments.out,
+        title=arguments.title,
+        device=arguments.device,
+        threads=arguments.threads,
+        captions=arguments.captions,
+    )
+
+
+def _preview_text(data: dict[str, Any]) -> str:
+    count = len(data["stages"])
+    return (
+        f"{stage_table(data['stages'])}\n{data['reused']} of {count} stages would be reused; "
+        "nothing was run or written"
+    )
+
+
+def outcome_text(data: dict[str, Any]) -> str:
+    """The outcome of runs as a few lines."""
+    lines = []
+    gate = data["gate"]
+    if gate is not None:
+        lines.append(
+            (
+                "gate",
+                f"{'passed' if gate['passed'] else 'NOT passed'}: median {number(gate['median'])} (limit "
+                f"{number(gate['median_limit'])}), {gate['within']} of {gate['count']} within "
+                f"{number(gate['single_limit'])}",
+            )
+        )
+    lines += [(one["title"], text) for one in data["results"] for text in result_lines(one)]
+    checks = data["checks"]
+    if checks["count"]:
+        lines.append(("checks", f"{checks['passed']} of {checks['count']} passed"))
+        for one in checks["missed"]:
+            sign = "≥" if one["at_least"] else "≤"
+            lines.append(("", f"missed: {one['label']} {number(one['value'])} ({sign} {one['limit']:g})"))
+    reused, count = data["reused"], len(data["stages"])
+    lines.append(("stages", f"{reused} of {count} stages reused, {data['seconds']:.0f} s"))
+    paths = list(dict.fromkeys(path for files in data["files"] for path in files.values()))
+    paths += list((data["report"] or {}).values())
+    lines += [("files" if i == 0 else "", path) for i, path in enumerate(paths)]
+    return table(lines)
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """Effect and leakage (or change) of one result at +1, and of its control."""
+    ours, theirs = result["lora"], result["control"]
+    if ours is None:
+        return ["not drawn at +1"]
+    names = ("effect", "leakage", "projection") if result["measures"] == "effect" else (
+        "magnitude", "consistency")  # fmt: skip
+    texts = []
+    for name in names:
+        beside = f" (control {number(theirs[name])})" if theirs else ""
+        texts.append(f"{name} {number(ours[name])}{beside}")
+    lines = ["at +1: " + ", ".join(texts)]
+    if result.get("suggested_weights"):
+        low, high = result["suggested_weights"]
+        lines.append(f"best weight {result['best_weight']:g}, suggested {low:g} to {high:g}")
+    return lines
