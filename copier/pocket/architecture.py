@@ -105,15 +105,18 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_text_encoder(vocabulary: int = VOCABULARY) -> CLIPTextModel:
-    """CLIP text encoder with ``vocabulary`` rows; layers past the trained ones are identities."""
+def build_text_encoder(vocabulary: int = VOCABULARY, layers: int = TEXT_LAYERS) -> CLIPTextModel:
+    """CLIP text encoder with ``vocabulary`` rows; layers past the trained ones are identities.
+
+    Training builds it with ``TRAINED_TEXT_LAYERS`` layers: identities need no time.
+    """
     model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
             projection_dim=TEXT_WIDTH,
-            num_hidden_layers=TEXT_LAYERS,
+            num_hidden_layers=layers,
             num_attention_heads=TEXT_HEADS,
             max_position_embeddings=77,
             hidden_act="quick_gelu",

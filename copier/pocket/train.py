@@ -392,9 +392,9 @@ def main() -> None:
     if arguments.stage == "autoencoder":
         train_autoencoder(arguments.work, steps=arguments.steps or 3000, seed=arguments.seed)
     elif arguments.stage == "latents":
-        encode_scenes(arguments.work, count=6144, seed=arguments.seed)
+        encode_scenes(arguments.work, count=5120, seed=arguments.seed)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, steps=arguments.steps or 4500, batch=32, peak=1.2e-3, seed=arguments.seed)
+        train_unet(arguments.work, steps=arguments.steps or 2700, batch=24, peak=1.2e-3, seed=arguments.seed)
     else:
         train_decoder(arguments.work, steps=arguments.steps or 1000, peak=5e-4, seed=arguments.seed)
 
