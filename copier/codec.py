@@ -80,8 +80,12 @@ def recipe_from_json(data: Any) -> Recipe:
         raise BadInput(f'this is no recipe: a recipe is a JSON object with "format": "{FORMAT}"')
     content = dict(data)
     version = content.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
-        raise BadInput(f"the recipe's version is {version!r}: this program reads 1 to {VERSION}; update it")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BadInput(f"the recipe's version is {version!r}: it must be a number from 1 to {VERSION}")
+    if version > VERSION:
+        raise BadInput(
+            f"the recipe's version is {version}, this program reads 1 to {VERSION}: update the program"
+        )
     while version < VERSION:
         content = MIGRATIONS[version](content)
         version += 1
@@ -94,7 +98,7 @@ def recipe_from_text(text: str, source: str) -> Recipe:
     """A recipe from JSON text; ``source`` names it in errors."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{source} is not valid JSON: {error}") from error
     return recipe_from_json(data)
 
@@ -145,13 +149,14 @@ def with_value(recipe: Recipe, assignment: str) -> Recipe:
         raise BadInput(f"--set {assignment!r}: write it as path=value, as in training.steps=300")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     head, *rest = path.split(".")
     if head == "training":
         head, rest = "train", ["training", *rest]
     if not rest:
-        return _with_field(recipe, [head], value)
+        changed: Recipe = _with_field(recipe, [head], value)
+        return changed
     chosen = [s for s in recipe.stages if head in (s.name, _STAGE_CLASSES[type(s)])]
     if not chosen:
         known = {"training", *(stage.name for stage in recipe.stages), *STAGE_KINDS}
@@ -205,7 +210,10 @@ def _value_from_json(where: str, hint: Any, value: Any) -> Any:
 
 def _plain(where: str, hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise BadInput(f"{where} is a number of {len(str(value))} digits: give a smaller one") from None
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
@@ -218,6 +226,6 @@ def _stage_from_json(value: Any) -> StageSpec:
     if not isinstance(value, Mapping):
         raise BadInput(f"a stage is {value!r}: it must be a JSON object")
     kind = value.get("kind")
-    if kind not in STAGE_KINDS:
+    if not isinstance(kind, str) or kind not in STAGE_KINDS:
         raise UnknownName("kind of stage", str(kind), STAGE_KINDS)
     return spec_from_json(STAGE_KINDS[kind], value)
