@@ -7,7 +7,7 @@ refers to an earlier one by its name, so that a new variant of the method is a n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
@@ -157,6 +157,15 @@ class RankPolicy(Spec):
     conv_rank: int = 0
     threshold: float = 0.0
 
+    def _check(self) -> None:
+        if self.method in (RankMethod.SV_FRO, RankMethod.SV_CUMULATIVE) and not 0.0 < self.threshold <= 1.0:
+            name = self.method.value
+            raise BadInput(
+                f"the threshold of {name} is {self.threshold:g}: first set it above 0, at most to 1"
+            )
+        if self.method is RankMethod.SV_RATIO and self.threshold < 1.0:
+            raise BadInput(f"the threshold of sv_ratio is {self.threshold:g}: first set it to 1 or more")
+
 
 @dataclass(frozen=True)
 class BaseLora(Spec):
@@ -249,6 +258,12 @@ class EvaluateStage(Spec):
     guidance: float = 4.0
     floor: float = 0.02
 
+    def _check(self) -> None:
+        if len({round(weight, 3) for weight in self.weights}) < len(self.weights):
+            raise BadInput(
+                f"the weights of {self.name!r} are {self.weights}: give each once (three decimals count)"
+            )
+
     @property
     def references(self) -> tuple[str, ...]:
         """The stages whose LoRAs it needs."""
@@ -270,6 +285,9 @@ LORA_STAGES = (TrainStage, DifferenceStage, ResizeStage)
 """Stages whose outcome is a LoRA."""
 
 SIDES = ("a", "b")
+"""The pictures of a pair: the original, and the same with one thing changed."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -284,33 +302,33 @@ class Recipe(Spec):
     trainer: Trainer = Trainer.BUILTIN
 
     def _check(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+        if not _NAME.fullmatch(self.name):
             raise BadInput(f"the recipe's name is {self.name!r}: use letters, digits, '-' and '_' only")
         seen: dict[str, StageSpec] = {}
         for stage in self.stages:
+            _check_name(stage)
             if stage.name in seen:
                 raise BadInput(f"two stages have the name {stage.name!r}: give each its own")
-            for name in stage.references:
-                if name not in seen:
-                    raise UnknownName(f"earlier stage (needed by {stage.name!r})", name, seen)
-                if not isinstance(seen[name], LORA_STAGES):
-                    raise BadInput(f"the stage {stage.name!r} needs a LoRA, but {name!r} makes none")
-            if isinstance(stage, (TrainStage, GateStage)) and stage.pictures not in SIDES:
-                raise UnknownName("side of the pairs", stage.pictures, SIDES)
+            _check_references(stage, seen)
             seen[stage.name] = stage
         if self.result not in seen:
             raise UnknownName("stage (the recipe's result)", self.result, seen)
         if not isinstance(seen[self.result], LORA_STAGES):
             raise BadInput(f"the recipe's result {self.result!r} is a stage that makes no LoRA")
-        trained = {text for stage in self.trainings() for text in stage.training.captions.texts}
+        self._check_prompts()
+
+    def _check_prompts(self) -> None:
+        captions = [stage.training.captions for stage in self.trainings()]
+        trained = {text for caption in captions for text in caption.texts}
+        if any(caption.policy is CaptionPolicy.EMPTY for caption in captions):
+            trained.add("")
         for stage in self.stages:
-            if isinstance(stage, (GateStage, EvaluateStage)):
-                for prompt in stage.prompts:
-                    if prompt in trained:
-                        raise BadInput(
-                            f"the prompt {prompt!r} of {stage.name!r} is also a training caption: "
-                            "measure with prompts that training never sees"
-                        )
+            for prompt in stage.prompts if isinstance(stage, (GateStage, EvaluateStage)) else ():
+                if prompt in trained:
+                    raise BadInput(
+                        f"the prompt {prompt!r} of {stage.name!r} is also a training caption: "
+                        "measure with prompts that training never sees"
+                    )
 
     def stage(self, name: str) -> StageSpec:
         """The stage of that name. Raises ``UnknownName``."""
@@ -324,20 +342,48 @@ class Recipe(Spec):
         return (stage for stage in self.stages if isinstance(stage, TrainStage))
 
 
+def _check_name(stage: StageSpec) -> None:
+    """Stage names become names of files, and the first part of a --set path."""
+    if not _NAME.fullmatch(stage.name):
+        raise BadInput(f"a stage has the name {stage.name!r}: use letters, digits, '-' and '_' only")
+    other_kinds = {kind for kind, spec in STAGE_KINDS.items() if not isinstance(stage, spec)}
+    if stage.name in {*SIDES, "training", *other_kinds}:
+        raise BadInput(f"a stage has the name {stage.name!r}, which means something else: choose another")
+
+
+def _check_references(stage: StageSpec, seen: Mapping[str, StageSpec]) -> None:
+    for name in stage.references:
+        if name not in seen:
+            raise UnknownName(f"earlier stage (needed by {stage.name!r})", name, seen)
+        if not isinstance(seen[name], LORA_STAGES):
+            raise BadInput(f"the stage {stage.name!r} needs a LoRA, but {name!r} makes none")
+    if isinstance(stage, (TrainStage, GateStage)) and stage.pictures not in SIDES:
+        raise UnknownName("side of the pairs", stage.pictures, SIDES)
+
+
 def with_control(recipe: Recipe) -> Recipe:
     """``recipe`` with the control that everyone would otherwise use, compared in its evaluations.
 
     The control is a plain LoRA on B, on the checkpoint itself: the training of the last stage that
-    trains on B, at equal steps, rate and rank, without base LoRAs and from a fresh start.
+    trains on B, at equal steps, rate and rank, without base LoRAs and from a fresh start. An
+    evaluation that has a control keeps its own.
+
+    Raises:
+        BadInput: the recipe trains nothing on B.
     """
     trained = [stage for stage in recipe.trainings() if stage.pictures == "b"]
     if not trained:
         raise BadInput(f"the recipe {recipe.name!r} trains nothing on B: there is no control for it")
-    control = TrainStage(name="control", pictures="b", training=trained[-1].training)
+    names = {stage.name for stage in recipe.stages}
+    free, number = "control", 1
+    while free in names:
+        number += 1
+        free = f"control-{number}"
+    control = TrainStage(name=free, pictures="b", training=trained[-1].training)
     stages: list[StageSpec] = []
     for stage in recipe.stages:
-        if isinstance(stage, EvaluateStage):
-            if control.name not in (s.name for s in stages):
+        if isinstance(stage, EvaluateStage) and not stage.control:
+            if control not in stages:
                 stages.append(control)
             stage = replace(stage, control=control.name)
         stages.append(stage)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from copier.errors import BadInput
+from copier.errors import BadInput, UnknownName
 from copier.recipe import Recipe
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,11 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Generated:
-    """An original that the checkpoint draws first: DDIM, ``steps``, CFG ``guidance``."""
+    """An original that the checkpoint draws first: DDIM, ``steps``, CFG ``guidance``.
+
+    Raises on construction:
+        BadInput: a number is out of bounds.
+    """
 
     prompt: str
     seed: int = 1
@@ -29,8 +35,18 @@ class Generated:
     """Side in pixels; 0 takes the recipe's resolution, or 128 where that is 0."""
 
     def __post_init__(self) -> None:
-        if self.size % 64 or self.size < 0:
-            raise BadInput(f"the original's size is {self.size}: it must be a multiple of 64")
+        if self.size % 64 or not 0 <= self.size <= 4096:
+            raise BadInput(
+                f"the original's size is {self.size}: it must be a multiple of 64, at most 4096, or 0 for "
+                "the recipe's resolution"
+            )
+        for name, value, low, high in (
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("sampling steps", self.steps, 1, 150),
+            ("guidance", self.guidance, 1, 30),
+        ):
+            if not low <= value <= high:
+                raise BadInput(f"the original's {name} is {value}: it must lie between {low} and {high}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,10 @@ class RunRequest:
 
     ``title`` names this result in a report (for instance the edit); ``device`` is auto, cpu or cuda;
     ``threads`` is the trainer's number of CPU threads, None for all.
+
+    Raises on construction:
+        UnknownName: another device.
+        BadInput: less than one thread.
     """
 
     recipe: Recipe
@@ -59,3 +79,9 @@ class RunRequest:
     threads: int | None = None
     captions: Path | None = None
     """Folder of caption files for the policy ``files``; None looks beside the picture."""
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UnknownName("device", self.device, DEVICES)
+        if self.threads is not None and self.threads < 1:
+            raise BadInput(f"the number of threads is {self.threads}: give at least 1, or none for all")

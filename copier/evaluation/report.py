@@ -8,10 +8,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from copier.checkpoint.temporary import create_temporary
 from copier.evaluation.report_data import ReportData
 from copier.evaluation.report_html import report_html
 from copier.evaluation.report_json import report_json
 from copier.evaluation.report_sheet import report_sheet
+from copier.writepoints import write_point
+
+GENERATOR = '<meta name="generator" content="copier">'
+"""What every page has in its head: by it our reports are told from other programs'."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
     """Write the three files of the report into ``folder``, which is made if it is missing.
 
     All three are made before the first is written, and each replaces its predecessor in one step.
-    ``report.json`` comes last: where it is new, the others are.
+    The page comes first, because it can be known as ours; ``report.json`` last: where it is new, the
+    others are.
 
     Raises:
         OSError: the folder cannot be written to; no temporary file is left.
@@ -38,19 +44,23 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
     figures = json.dumps(report_json(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     page = report_html(data)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(files.sheet, sheet.getvalue())
     _replace(files.html, page.encode())
+    _replace(files.sheet, sheet.getvalue())
     _replace(files.json, figures.encode())
     return files
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file, temporary = create_temporary(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        with file:
+            # Buffered: an unbuffered write may stop short without an error.
+            with open(file.fileno(), "wb", closefd=False) as whole:
+                whole.write(content)
+            write_point("report-temporary")
             os.fsync(file.fileno())
+        write_point("report-rename")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    write_point("report-done")

@@ -124,8 +124,10 @@ def _copied(source: Path, place: Path) -> bool:
     remove_leftovers(place)
     file, temporary = create_temporary(place)
     try:
-        with file, open(source, "rb") as content:
-            shutil.copyfileobj(content, file)
+        with file:
+            # Buffered: an unbuffered write may stop short without an error.
+            with open(source, "rb") as content, open(file.fileno(), "wb", closefd=False) as whole:
+                shutil.copyfileobj(content, whole)
             write_point("out-temporary")
             os.fsync(file.fileno())
         write_point("out-rename")

@@ -96,9 +96,7 @@ def run(
         entry = state.entry
         if entry is None:
             folder = store.begin(stage.key)
-            entry = _make(
-                stages.Context(request, plan, stage, folder, done, worker, observer, cancel), store
-            )
+            entry = _make(stages.Context(request, plan, stage, folder, done, worker, observer, cancel), store)
         seconds = 0.0 if reused else time.monotonic() - started
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
         done[stage.name] = entry

@@ -1,12 +1,12 @@
 """What each kind of planned stage does: reads earlier stages' files, writes its own into a folder.
 
 A stage function gets a ``Context`` and returns its outcome: JSON values, the figures worth keeping.
-Names of files in a stage's folder are the constants below.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +16,25 @@ import numpy as np
 from PIL import Image
 
 from copier.errors import BadPicture
-from copier.evaluation.effect import (
-    ChangeResult,
-    StripResult,
-    change_strip,
-    effect_strip,
-    target,
-)
-from copier.evaluation.gate import ClosenessResult, GateResult, closeness, gate
-from copier.images.effects import EFFECTS, Picture, apply_effect, effect_parameters, to_array
+from copier.evaluation.effect import target
+from copier.images.effects import Picture, apply_effect, to_array
 from copier.images.pairs import check_pair, check_size, read_picture
 from copier.ops.combine import difference
 from copier.ops.resize import resize
-from copier.pipeline.plan import Draws, Plan, PlannedStage, caption_file, original_side
+from copier.pipeline.files import IDEAL, LORA, LOSSES, PICTURE, load_picture, plain_pictures, weight_folder
+from copier.pipeline.measure import (
+    CEILING_WEIGHT,
+    closeness_result,
+    gate_result,
+    has_ceiling,
+    known_edit,
+    strip_figures,
+)
+from copier.pipeline.plan import Plan, PlannedStage, caption_file, original_side
 from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer
 from copier.recipe import (
+    CaptionPolicy,
     DifferenceStage,
     EvaluateStage,
     GateStage,
@@ -50,21 +53,13 @@ from copier.training.protocol import (
 )
 from copier.writepoints import write_point
 
-PICTURE = "picture.png"
-LORA = "lora.safetensors"
-LOSSES = "losses.json"
-CEILING_WEIGHT = 1.0
-"""The weight at which the autoencoder's ceiling is measured."""
-
 Json = dict[str, Any]
 
 
 class Worker(Protocol):
     """Trains and draws: the builtin worker child, or what stands for it."""
 
-    def train(
-        self, request: TrainRequest, *, observer: Observer, cancel: CancelToken
-    ) -> TrainResult: ...
+    def train(self, request: TrainRequest, *, observer: Observer, cancel: CancelToken) -> TrainResult: ...
 
     def sample(
         self, request: SampleRequest, *, observer: Observer, cancel: CancelToken
@@ -100,71 +95,59 @@ class Context:
         """The picture of the stage needed in that role, (height, width, 3) in [0, 1]."""
         return load_picture(self.needed(role).path(PICTURE))
 
-
-def load_picture(path: Path) -> Picture:
-    """A picture file as a float32 array (height, width, 3) in [0, 1]."""
-    with Image.open(path) as image:
-        return to_array(image)
-
-
-def load_stack(folder: Path) -> Picture:
-    """The numbered PNG files of a folder as a stack (n, height, width, 3) in [0, 1]."""
-    return np.stack([load_picture(path) for path in sorted(folder.glob("*.png"))])
-
-
-def weight_folder(weight: float) -> str:
-    """Name of the folder that holds the pictures of one weight."""
-    return f"{weight:+.3f}"
-
-
-def strip_pictures(entry: Entry, draws: Draws) -> dict[float, Picture]:
-    """The stacks of a finished ``draw`` stage by weight."""
-    return {weight: load_stack(entry.path(weight_folder(weight))) for weight in draws.weights}
+    def sample(self, request: SampleRequest) -> PicturesResult:
+        """Let the worker draw."""
+        return self.worker().sample(request, observer=self.observer, cancel=self.cancel)
 
 
 def original(context: Context) -> Json:
     """Draw A from its prompt, or take over the user's picture."""
     a = context.request.a
-    if isinstance(a, Generated):
-        side = original_side(context.request.recipe, a)
-        drawn = context.worker().sample(
-            SampleRequest(
-                checkpoint=context.request.checkpoint,
-                prompts=(a.prompt,),
-                seeds=(a.seed,),
-                out=context.folder / "drawn",
-                steps=a.steps,
-                guidance=a.guidance,
-                width=side,
-                height=side,
-                stage="a",
-            ),
-            observer=context.observer,
-            cancel=context.cancel,
+    if not isinstance(a, Generated):
+        return _take_over(context, a.path)
+    side = original_side(context.request.recipe, a)
+    drawn = context.sample(
+        SampleRequest(
+            checkpoint=context.request.checkpoint,
+            prompts=(a.prompt,),
+            seeds=(a.seed,),
+            out=context.folder / "drawn",
+            steps=a.steps,
+            guidance=a.guidance,
+            width=side,
+            height=side,
+            stage=context.stage.name,
         )
-        drawn.pictures[0].rename(context.folder / PICTURE)
-        (context.folder / "drawn").rmdir()
-        return {"width": side, "height": side, "prompt": a.prompt}
-    image = read_picture(a.path)
-    check_size(image, a.path.name)
-    image.save(context.folder / PICTURE)
-    return {"width": image.width, "height": image.height}
+    )
+    write_point("picture-write")
+    drawn.pictures[0].rename(context.folder / PICTURE)
+    shutil.rmtree(context.folder / "drawn")
+    return {"width": side, "height": side, "prompt": a.prompt}
 
 
 def edited(context: Context) -> Json:
     """Apply the edit to A, or take over the user's B."""
     b = context.request.b
-    if isinstance(b, Edit):
-        with Image.open(context.needed("a").path(PICTURE)) as a:
-            image = apply_effect(a, b.name, b.parameters)
-            if np.array_equal(to_array(image), to_array(a)):
-                raise BadPicture(
-                    f"the edit {b.name!r} changes nothing in this original: choose another edit or "
-                    "stronger parameters"
-                )
-    else:
-        image = read_picture(b.path)
-        check_size(image, b.path.name)
+    if not isinstance(b, Edit):
+        return _take_over(context, b.path)
+    with Image.open(context.needed("a").path(PICTURE)) as a:
+        image = apply_effect(a, b.name, b.parameters)
+        if np.array_equal(to_array(image), to_array(a)):
+            raise BadPicture(
+                f"the edit {b.name!r} changes nothing in this original: choose another edit or "
+                "stronger parameters"
+            )
+    return _save(context, image)
+
+
+def _take_over(context: Context, path: Path) -> Json:
+    image = read_picture(path)
+    check_size(image, path.name)
+    return _save(context, image)
+
+
+def _save(context: Context, image: Image.Image) -> Json:
+    write_point("picture-write")
     image.save(context.folder / PICTURE)
     return {"width": image.width, "height": image.height}
 
@@ -173,30 +156,32 @@ def train(context: Context) -> Json:
     """Train a LoRA on one side of the pair."""
     stage = context.stage.spec
     assert isinstance(stage, TrainStage)
-    needs = context.stage.needs
-    picture = context.needed("picture").path(PICTURE)
-    captions = caption_file(context.request, stage)
     write_point("lora-write")
     result = context.worker().train(
         TrainRequest(
             checkpoint=context.request.checkpoint,
-            pictures=(picture,),
+            pictures=(context.needed("picture").path(PICTURE),),
             output=context.folder / LORA,
             training=stage.training,
-            captions=(captions.read_text(encoding="utf-8") if captions else "",)
-            if stage.training.captions.policy.value == "files"
-            else (),
-            base=tuple(
-                (context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)
-            ),
-            start=context.lora("start") if "start" in needs else None,
+            captions=_captions(context, stage),
+            base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
+            start=context.lora("start") if stage.start else None,
             stage=context.stage.name,
         ),
         observer=context.observer,
         cancel=context.cancel,
     )
+    write_point("losses-write")
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
     return {"steps": len(result.losses), "seconds": result.seconds}
+
+
+def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
+    """The text of the picture's caption file, or none, for the policy ``files``; for others nothing."""
+    if stage.training.captions.policy is not CaptionPolicy.FILES:
+        return ()
+    path = caption_file(context.request, stage)
+    return (path.read_text(encoding="utf-8") if path else "",)
 
 
 def draw(context: Context) -> Json:
@@ -207,7 +192,7 @@ def draw(context: Context) -> Json:
         width, height = a.size
     for weight in draws.weights:
         strip = ((context.lora("strip"), weight),) if draws.strip else ()
-        context.worker().sample(
+        context.sample(
             SampleRequest(
                 checkpoint=context.request.checkpoint,
                 prompts=draws.prompts,
@@ -219,9 +204,7 @@ def draw(context: Context) -> Json:
                 width=width,
                 height=height,
                 stage=context.stage.name,
-            ),
-            observer=context.observer,
-            cancel=context.cancel,
+            )
         )
     return {"pictures": len(draws.prompts) * len(draws.weights)}
 
@@ -241,16 +224,6 @@ def run_gate(context: Context) -> Json:
     }
 
 
-def gate_result(done: Mapping[str, Entry], stage: PlannedStage, folder: Path) -> GateResult:
-    """The gate's figures from the pictures of its finished stages."""
-    base = weight_folder(0.0)
-    return gate(
-        load_stack(done[stage.needs["pictures"]].path(base)),
-        load_stack(done[stage.needs["base"]].path(base)),
-        load_stack(folder / "ideal")[0],
-    )
-
-
 def run_closeness(context: Context) -> Json:
     """Measure how near the second training comes to B."""
     spec = context.stage.spec
@@ -264,34 +237,23 @@ def run_closeness(context: Context) -> Json:
     }
 
 
-def closeness_result(
-    done: Mapping[str, Entry], stage: PlannedStage, folder: Path
-) -> ClosenessResult:
-    """The closeness to B from the pictures of its finished stages."""
-    return closeness(
-        load_stack(done[stage.needs["pictures"]].path(weight_folder(0.0))),
-        load_stack(folder / "ideal")[0],
-        load_picture(done[stage.needs["a"]].path(PICTURE)),
-        load_picture(done[stage.needs["picture"]].path(PICTURE)),
-    )
-
-
 def run_difference(context: Context) -> Json:
-    """Subtract two LoRAs."""
+    """Subtract two LoRAs, and truncate the result as the stage's rank policy says."""
     spec = context.stage.spec
     assert isinstance(spec, DifferenceStage)
-    ranks = spec.ranks
-    exact = ranks.method is RankMethod.EXACT
-    report = difference(
-        context.lora("minuend"),
-        context.lora("subtrahend"),
-        context.folder / LORA,
-        ratios=(spec.minuend_ratio, spec.subtrahend_ratio),
-        rank=None if exact else ranks.rank,
-        conv_rank=None if exact else ranks.conv_rank or None,
-        exact=exact,
-        dtype="fp32",
-    )
+    loras = context.lora("minuend"), context.lora("subtrahend")
+    ratios = (spec.minuend_ratio, spec.subtrahend_ratio)
+    out, ranks = context.folder / LORA, spec.ranks
+    write_point("lora-write")
+    if ranks.method is RankMethod.EXACT:
+        report = difference(*loras, out, ratios=ratios, exact=True, dtype="fp32")
+    elif ranks.method is RankMethod.RANK:
+        report = difference(*loras, out, ratios=ratios, dtype="fp32", **rank_arguments(ranks))
+    else:
+        whole = context.folder / "exact.safetensors"
+        difference(*loras, whole, ratios=ratios, exact=True, dtype="fp32")
+        report = resize(whole, out, dtype="fp32", **rank_arguments(ranks))
+        whole.unlink()
     return {"residual": report.residual}
 
 
@@ -299,14 +261,13 @@ def run_resize(context: Context) -> Json:
     """Lower a LoRA's rank."""
     spec = context.stage.spec
     assert isinstance(spec, ResizeStage)
-    report = resize(
-        context.lora("lora"), context.folder / LORA, dtype="fp32", **rank_arguments(spec.ranks)
-    )
+    write_point("lora-write")
+    report = resize(context.lora("lora"), context.folder / LORA, dtype="fp32", **rank_arguments(spec.ranks))
     return {"residual": report.residual}
 
 
 def rank_arguments(ranks: RankPolicy) -> dict[str, Any]:
-    """The policy as keyword arguments of ``copier.ops.resize``."""
+    """The policy as keyword arguments of ``copier.ops.resize.resize``."""
     conv = {"conv_rank": ranks.conv_rank} if ranks.conv_rank else {}
     if ranks.method is RankMethod.RANK:
         return {"rank": ranks.rank, **conv}
@@ -317,77 +278,46 @@ def rank_arguments(ranks: RankPolicy) -> dict[str, Any]:
 
 def evaluate(context: Context) -> Json:
     """Measure effect and leakage, or the change where the edit is not known."""
+    stage = context.stage
+    assert isinstance(stage.spec, EvaluateStage)
     edit = known_edit(context.request)
-    if edit is not None:
-        base = load_stack(context.needed("base").path(weight_folder(0.0)))
+    if edit is not None and has_ceiling(context.request, stage.spec):
+        base = plain_pictures(context.needed("base"))
         _reconstruct(context, [target(x, edit(x), CEILING_WEIGHT) for x in base])
     outcome: Json = {}
     for role in ("lora", "control"):
-        if role in context.stage.needs:
-            figures = strip_figures(context.request, context.plan, context.done, context.stage,
-                                    context.folder, role)  # fmt: skip
+        if role in stage.needs:
+            figures = strip_figures(context.request, context.plan, context.done, stage, context.folder, role)
             outcome[role] = [_figures_json(one) for one in figures.weights]
     return outcome
-
-
-def strip_figures(
-    request: RunRequest,
-    plan: Plan,
-    done: Mapping[str, Entry],
-    stage: PlannedStage,
-    folder: Path,
-    role: str,
-) -> StripResult | ChangeResult:
-    """The figures of the LoRA or the control, from the pictures of the finished stages."""
-    spec = stage.spec
-    assert isinstance(spec, EvaluateStage)
-    name = stage.needs[role]
-    base = load_stack(done[stage.needs["base"]].path(weight_folder(0.0)))
-    drawn = strip_pictures(done[name], plan.draws[name])
-    edit = known_edit(request)
-    if edit is None:
-        return change_strip(base, drawn)
-    ideals = {CEILING_WEIGHT: load_stack(folder / "ideal")} if CEILING_WEIGHT in drawn else {}
-    return effect_strip(base, edit, drawn, spec.floor, ideals=ideals)
-
-
-def known_edit(request: RunRequest) -> Callable[[Picture], Picture] | None:
-    """The edit f of the request as a function of pictures; None for an edit by hand."""
-    if not isinstance(request.b, Edit):
-        return None
-    function = EFFECTS[request.b.name].function
-    parameters = effect_parameters(request.b.name, request.b.parameters)
-    return lambda picture: function(picture, **parameters)
 
 
 def check_the_pair(done: Mapping[str, Entry]) -> None:
     """Raise ``BadPicture`` unless A and B make a pair; before anything is trained."""
     with Image.open(done["a"].path(PICTURE)) as a, Image.open(done["b"].path(PICTURE)) as b:
         check_pair(a, b)
+        if np.array_equal(to_array(a), to_array(b)):
+            raise BadPicture("A and B are identical: there is nothing to learn; edit B")
 
 
 def _reconstruct(context: Context, pictures: list[Picture]) -> None:
-    """decode(encode(x)) of each picture into the folder ``ideal``."""
+    """decode(encode(x)) of each picture into the stage's folder ``IDEAL``."""
     inputs = context.folder / "inputs"
     inputs.mkdir()
-    paths = []
-    for i, picture in enumerate(pictures):
-        path = inputs / f"{i:04d}.npy"
+    paths = tuple(inputs / f"{i:04d}.npy" for i in range(len(pictures)))
+    for path, picture in zip(paths, pictures, strict=True):
         np.save(path, picture.astype(np.float32))
-        paths.append(path)
     context.worker().reconstruct(
         ReconstructRequest(
             checkpoint=context.request.checkpoint,
-            pictures=tuple(paths),
-            out=context.folder / "ideal",
+            pictures=paths,
+            out=context.folder / IDEAL,
             stage=context.stage.name,
         ),
         observer=context.observer,
         cancel=context.cancel,
     )
-    for path in paths:
-        path.unlink()
-    inputs.rmdir()
+    shutil.rmtree(inputs)
 
 
 def _figures_json(figures: Any) -> Json:

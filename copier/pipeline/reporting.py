@@ -1,0 +1,241 @@
+"""From finished runs to what their report shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from copier.evaluation.comparison import compare
+from copier.evaluation.effect import StripResult
+from copier.evaluation.report_data import (
+    Check,
+    ClosenessReport,
+    Draw,
+    GateReport,
+    LossCurve,
+    ReportData,
+    Result,
+    StageLine,
+    StageStatus,
+    Strip,
+)
+from copier.images.effects import EFFECTS
+from copier.pipeline.files import LOSSES, PICTURE, load_picture, plain_pictures, strip_pictures
+from copier.pipeline.measure import closeness_result, gate_result, known_edit, strip_figures
+from copier.pipeline.plan import Draws, PlannedStage
+from copier.pipeline.runner import FinishedRun
+from copier.recipe import EvaluateStage, GateStage
+from copier.request import Edit, Generated
+
+MORE_EFFECT = 0.3
+"""Goal: effect at +1 of the LoRA less that of the control, at least."""
+LESS_LEAKAGE = 0.55
+"""Goal: leakage at +1 of the LoRA over that of the control, at most."""
+PROJECTION = 0.35
+"""Goal: projection at +1, at least."""
+OPPOSITE = -0.2
+"""Goal: projection at -1, at most."""
+
+
+def file_stem(run: FinishedRun) -> str:
+    """What the files of the run's result are called: its title, edit or recipe, fit for a file name."""
+    b = run.request.b
+    what = run.request.title or (b.name if isinstance(b, Edit) else run.request.recipe.name)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", what).strip("-").lower() or "lora"
+
+
+def report_data(runs: Sequence[FinishedRun], published: Sequence[Mapping[str, Path]]) -> ReportData:
+    """Everything that the report of these runs shows; ``published`` are their files by stage name.
+
+    Every run must have an ``evaluate`` stage, and the same original. The gate, and the losses that
+    all share, are those of the first.
+    """
+    first = runs[0]
+    a = first.request.a
+    gate = next((_gate(first, stage) for stage in first.plan.stages if stage.kind == "gate"), None)
+    shared = {
+        stage.key
+        for stage in first.plan.stages
+        if stage.kind == "train" and not first.plan.depends_on(stage.name, "b")
+    }
+    names = _unique([file_stem(run) for run in runs])
+    results = (_result(*one, shared) for one in zip(runs, published, names, strict=True))
+    return ReportData(
+        title="What changed, and nothing else",
+        summary=_summary(first, len(runs)),
+        a=load_picture(first.entries["a"].path(PICTURE)),
+        results=tuple(results),
+        a_prompt=a.prompt if isinstance(a, Generated) else "",
+        recipe=first.request.recipe.title,
+        checkpoint=first.request.checkpoint.name,
+        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        gate=gate,
+        losses=_losses(first, shared),
+        stages=_lines(runs),
+        seconds=sum(run.seconds for run in runs),
+        checks=() if gate is None else _gate_checks(gate),
+    )
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names that occur again get a number: two runs may be of the same edit."""
+    found: list[str] = []
+    for name in names:
+        number, free = 1, name
+        while free in found:
+            number += 1
+            free = f"{name}-{number}"
+        found.append(free)
+    return found
+
+
+def _summary(run: FinishedRun, count: int) -> str:
+    recipe = run.request.recipe
+    controls = {stage.control for stage in recipe.stages if isinstance(stage, EvaluateStage)}
+    trained = ", then ".join(
+        f"{stage.training.steps} steps on {stage.pictures.upper()}"
+        for stage in recipe.trainings()
+        if stage.name not in controls
+    )
+    what = "one change" if count == 1 else f"{count} changes"
+    return (
+        f"The recipe “{recipe.title}” was run on {run.request.checkpoint.name}: {trained}. "
+        f"Below is how well {what} came out alone, on prompts and seeds that no training saw."
+    )
+
+
+def _draws(draws: Draws) -> tuple[Draw, ...]:
+    return tuple(map(Draw, draws.prompts, draws.seeds, draws.guidance))
+
+
+def _gate(run: FinishedRun, stage: PlannedStage) -> GateReport:
+    assert isinstance(stage.spec, GateStage)
+    done = run.entries
+    return GateReport(
+        result=gate_result(done, stage, done[stage.name].folder),
+        spec=stage.spec,
+        draws=_draws(run.plan.draws[stage.needs["pictures"]]),
+        pictures=plain_pictures(done[stage.needs["pictures"]]),
+        base=plain_pictures(done[stage.needs["base"]]),
+    )
+
+
+def _gate_checks(gate: GateReport) -> tuple[Check, ...]:
+    spec, result = gate.spec, gate.result
+    near = float(result.within(spec.single_limit))
+    return (
+        Check("Gate: median distance", result.median, spec.median_limit, at_least=False),
+        Check(
+            f"Gate: pictures within {spec.single_limit:g}",
+            near,
+            spec.share * len(result.distances),
+            at_least=True,
+        ),
+    )
+
+
+def _closeness(run: FinishedRun) -> ClosenessReport | None:
+    for stage in run.plan.stages:
+        if stage.kind == "closeness" and isinstance(stage.spec, GateStage):
+            done = run.entries
+            return ClosenessReport(
+                result=closeness_result(done, stage, done[stage.name].folder),
+                draws=_draws(run.plan.draws[stage.needs["pictures"]]),
+                pictures=plain_pictures(done[stage.needs["pictures"]]),
+                limit=stage.spec.median_limit,
+            )
+    return None
+
+
+def _result(run: FinishedRun, files: Mapping[str, Path], name: str, shared: Collection[str]) -> Result:
+    stage = next(stage for stage in run.plan.stages if stage.kind == "evaluate")
+    request, b = run.request, run.request.b
+    strip = _strip(run, stage, "lora", "LoRA")
+    control = _strip(run, stage, "control", "plain LoRA on B") if "control" in stage.needs else None
+    base = plain_pictures(run.entries[stage.needs["base"]])
+    edit = known_edit(request)
+    closeness = _closeness(run)
+    own = {one.key for one in run.plan.stages if one.kind == "train"} - set(shared)
+    return Result(
+        name=name,
+        title=request.title or (EFFECTS[b.name].label if isinstance(b, Edit) else "B"),
+        b=load_picture(run.entries["b"].path(PICTURE)),
+        draws=_draws(run.plan.draws[stage.needs["base"]]),
+        base=base,
+        strip=strip,
+        explanation=request.recipe.explanation,
+        control=control,
+        ideals=None if edit is None else np.stack([np.clip(edit(x), 0, 1) for x in base]),
+        closeness=closeness,
+        losses=_losses(run, own),
+        checks=(*_closeness_checks(closeness), *_strip_checks(strip, control)),
+        files=tuple(path.name for stage, path in files.items() if _is_own(run, stage)),
+    )
+
+
+def _is_own(run: FinishedRun, stage: str) -> bool:
+    return stage != "b" and run.plan.depends_on(stage, "b")
+
+
+def _strip(run: FinishedRun, stage: PlannedStage, role: str, label: str) -> Strip:
+    done, name = run.entries, stage.needs[role]
+    return Strip(
+        label=label,
+        pictures=strip_pictures(done[name], run.plan.draws[name]),
+        figures=strip_figures(run.request, run.plan, done, stage, done[stage.name].folder, role),
+    )
+
+
+def _closeness_checks(closeness: ClosenessReport | None) -> tuple[Check, ...]:
+    if closeness is None or closeness.limit is None:
+        return ()
+    label = "B on base + copier: median distance"
+    return (Check(label, closeness.result.median, closeness.limit, at_least=False),)
+
+
+def _strip_checks(strip: Strip, control: Strip | None) -> tuple[Check, ...]:
+    """The goals that can be checked: the strip has the weights +1 and -1, and there is a control."""
+    ours = strip.figures
+    if not isinstance(ours, StripResult):
+        return ()
+    checks = []
+    plus, minus = ours.at(1.0), ours.at(-1.0)
+    if plus is not None and control is not None and isinstance(control.figures, StripResult):
+        against = compare(ours, control.figures)
+        checks += [
+            Check("Effect at +1 above the control's by", against.effect_gain, MORE_EFFECT, at_least=True),
+            Check("Leakage at +1 over the control's", against.leakage_ratio, LESS_LEAKAGE, at_least=False),
+        ]
+    if ours.best is not None:
+        checks.append(Check("Effect at the best weight", ours.best.effect, 0.0, at_least=True))
+    if plus is not None:
+        checks.append(Check("Projection at +1", plus.projection, PROJECTION, at_least=True))
+    if minus is not None:
+        checks.append(Check("Projection at −1", minus.projection, OPPOSITE, at_least=False))
+    return tuple(checks)
+
+
+def _losses(run: FinishedRun, keys: Collection[str]) -> tuple[LossCurve, ...]:
+    curves = []
+    for one in run.stages:
+        path = one.entry.path(LOSSES)
+        if one.stage.key in keys and path.is_file():
+            losses = tuple(json.loads(path.read_text(encoding="utf-8")))
+            curves.append(LossCurve(one.stage.name, tuple(range(1, len(losses) + 1)), losses))
+    return tuple(curves)
+
+
+def _lines(runs: Sequence[FinishedRun]) -> tuple[StageLine, ...]:
+    """Every stage once; what became of it where it came first."""
+    lines: dict[str, StageLine] = {}
+    for run in runs:
+        for one in run.stages:
+            status = StageStatus.REUSED if one.reused else StageStatus.RUN
+            line = StageLine(one.stage.name, one.stage.kind, status, one.reason, one.seconds)
+            lines.setdefault(one.stage.key, line)
+    return tuple(lines.values())
