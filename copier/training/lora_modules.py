@@ -1,0 +1,196 @@
+"""LoRA layers (peft's) on exactly the modules that kohya's sd-scripts trains, and their export."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from peft import LoraConfig, LoraModel
+
+from copier.algebra.delta import LowRankDelta
+from copier.algebra.lora import LoraWeights
+from copier.checkpoint.family import Family
+from copier.checkpoint.names import ModuleName, kohya_modules_text, kohya_modules_unet
+from copier.errors import BadInput
+from copier.ops.lora_file import network_metadata
+from copier.recipe import LossWeighting, TrainingSpec
+
+ADAPTER = "copier"
+
+
+class LoraModules:
+    """LoRA layers in a U-Net, and optionally a text encoder; a context manager that removes them.
+
+    The base weights stay frozen and untouched. The factors are float32 whatever the base is; they
+    start as kohya's do: down uniform (Kaiming, a = sqrt(5)), up zero, so the start changes nothing.
+    """
+
+    def __init__(
+        self, unet: Any, text_encoder: Any | None, spec: TrainingSpec, generator: torch.Generator
+    ) -> None:
+        """``text_encoder`` None leaves it alone; ``generator`` draws the start on the CPU."""
+        self._spec = spec
+        self._tuners: list[LoraModel] = []
+        self._layers: dict[ModuleName, Any] = {}
+        try:
+            self._inject(unet, kohya_modules_unet(conv=spec.conv_rank > 0))
+            if text_encoder is not None:
+                self._inject(text_encoder, kohya_modules_text())
+            self._initialise(generator)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> LoraModules:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Put the original modules back. Harmless when repeated."""
+        while self._tuners:
+            self._tuners.pop().unload()
+        self._layers = {}
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All factors, down before up, in kohya's order of the modules."""
+        return [factor.weight for layer in self._layers.values() for factor in _factors(layer)]
+
+    def weights(self) -> LoraWeights:
+        """A copy of the LoRA as it is now, on the CPU."""
+        deltas = {}
+        for name, layer in self._layers.items():
+            down, up = (factor.weight.detach().float().cpu().clone() for factor in _factors(layer))
+            deltas[name.kohya] = LowRankDelta(up=up, down=down, alpha=self._rank_of(layer)[1])
+        return LoraWeights(deltas)
+
+    @torch.no_grad()
+    def start_from(self, lora: LoraWeights) -> None:
+        """Let training start at ``lora`` instead of nothing.
+
+        A lower rank is filled up: its further columns of up are zero, so the delta is the same.
+
+        Raises:
+            BadInput: the LoRA has modules that are not trained, another shape or a higher rank.
+        """
+        layers = {name.kohya: layer for name, layer in self._layers.items()}
+        extra = [name for name in lora if name not in layers]
+        if extra:
+            raise BadInput(
+                f"the LoRA to start from has {len(extra)} modules that this training leaves alone, "
+                f"for instance {extra[0]!r}: train the text encoder or convolutions as it does"
+            )
+        for name, delta in lora.items():
+            down, up = (factor.weight for factor in _factors(layers[name]))
+            rank, alpha = self._rank_of(layers[name])
+            if delta.rank > rank:
+                raise BadInput(
+                    f"the LoRA to start from has rank {delta.rank} in {name!r}, the training has "
+                    f"{rank}: raise the training's rank, or resize the LoRA first"
+                )
+            if (up.shape[0], *down.shape[1:]) != delta.shape:
+                raise BadInput(
+                    f"the LoRA to start from changes a weight of shape {delta.shape} in {name!r}, "
+                    f"the checkpoint's is {(up.shape[0], *down.shape[1:])}: it is for another model"
+                )
+            down[: delta.rank] = delta.down.to(down)
+            up[:, : delta.rank] = (delta.up * (delta.scale / (alpha / rank))).to(up)
+
+    def _inject(self, model: Any, names: Sequence[ModuleName]) -> None:
+        modules = dict(model.named_modules())
+        spatial = [name.diffusers for name in names if _is_spatial(modules[name.diffusers])]
+        config = LoraConfig(
+            r=self._spec.rank,
+            lora_alpha=self._spec.alpha,
+            target_modules=[name.diffusers for name in names],
+            rank_pattern=dict.fromkeys(spatial, self._spec.conv_rank),
+            alpha_pattern=dict.fromkeys(spatial, self._spec.conv_alpha),
+            lora_dropout=0.0,
+            bias="none",
+        )
+        # peft draws its own start, which is replaced below: the global generator stays as it was.
+        with torch.random.fork_rng(devices=[]):
+            self._tuners.append(LoraModel(model, config, ADAPTER))
+        modules = dict(model.named_modules())
+        for name in names:
+            layer = modules[name.diffusers]
+            self._layers[name] = layer
+            for factor in _factors(layer):
+                factor.to(device=model.device, dtype=torch.float32)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        for layer in self._layers.values():
+            down, up = (factor.weight for factor in _factors(layer))
+            # kaiming_uniform_ with a = sqrt(5), which has no generator before torch 2.2.
+            bound = 1.0 / math.sqrt(down[0].numel())
+            start = torch.empty(down.shape).uniform_(-bound, bound, generator=generator)
+            down.copy_(start)
+            up.zero_()
+
+    def _rank_of(self, layer: Any) -> tuple[int, float]:
+        spec = self._spec
+        if _is_spatial(layer.base_layer):
+            return spec.conv_rank, spec.conv_alpha
+        return spec.rank, spec.alpha
+
+
+def lora_metadata(
+    spec: TrainingSpec,
+    weights: LoraWeights,
+    *,
+    name: str,
+    checkpoint: str,
+    velocity: bool,
+    side: tuple[int, int],
+    extra: Mapping[str, str],
+) -> dict[str, str]:
+    """kohya's ``ss_*`` and the ``modelspec.*`` keys of a LoRA, as hosts read them, and ``extra``.
+
+    No times of day and no paths: the same training gives the same file. ``checkpoint`` is the file
+    name of the base, ``side`` width and height in pixels.
+    """
+    values: dict[str, object] = {
+        "ss_sd_model_name": checkpoint,
+        "ss_max_train_steps": spec.steps,
+        "ss_steps": spec.steps,
+        "ss_total_batch_size": spec.batch_size,
+        "ss_learning_rate": f"{spec.learning_rate:g}",
+        "ss_unet_lr": f"{spec.learning_rate:g}",
+        "ss_text_encoder_lr": f"{spec.learning_rate:g}" if spec.text_encoder else None,
+        "ss_lr_scheduler": spec.schedule.value,
+        "ss_lr_warmup_steps": spec.warmup_steps,
+        "ss_optimizer": spec.optimiser.value,
+        "ss_noise_offset": f"{spec.noise_offset:g}" if spec.noise_offset else None,
+        "ss_min_snr_gamma": (
+            f"{spec.min_snr_gamma:g}" if spec.loss_weighting is LossWeighting.MIN_SNR else None
+        ),
+        "ss_debiased_estimation": spec.loss_weighting is LossWeighting.DEBIASED,
+        "ss_gradient_checkpointing": spec.gradient_checkpointing,
+        "ss_resolution": str(side),
+        "ss_seed": spec.seed,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.resolution": f"{side[0]}x{side[1]}",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }
+    settings = {key: str(value) for key, value in values.items()}
+    return {**network_metadata(weights, name=name, family=Family.SD1), **settings, **extra}
+
+
+def _factors(layer: Any) -> tuple[Any, Any]:
+    """The modules of down and up (peft's A and B)."""
+    return layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+
+
+def _is_spatial(module: Any) -> bool:
+    """Is it a convolution larger than 1x1, whose rank is ``conv_rank``?"""
+    return isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1)

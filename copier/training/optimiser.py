@@ -1,0 +1,55 @@
+"""The optimiser and its learning rate."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from copier.recipe import Optimiser, Schedule, TrainingSpec
+
+
+def learning_rate(spec: TrainingSpec, step: int) -> float:
+    """The rate of step ``step`` (from 0): a linear warm-up, then the schedule down to zero.
+
+    Warm-up rises from 1 / warmup_steps of the peak to all of it; cosine and linear would reach zero
+    one step after the last.
+    """
+    if step < spec.warmup_steps:
+        return spec.learning_rate * (step + 1) / spec.warmup_steps
+    progress = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    if spec.schedule is Schedule.COSINE:
+        return spec.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if spec.schedule is Schedule.LINEAR:
+        return spec.learning_rate * (1.0 - progress)
+    return spec.learning_rate
+
+
+def build_optimiser(
+    spec: TrainingSpec, parameters: Sequence[torch.nn.Parameter], note: Callable[[str], None]
+) -> torch.optim.Optimizer:
+    """AdamW over ``parameters``; the 8-bit one where CUDA and bitsandbytes are there.
+
+    Where they are not, ``note`` is told that AdamW takes its place.
+    """
+    device = parameters[0].device.type
+    settings: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if spec.optimiser is Optimiser.ADAMW_8BIT:
+        if device == "cuda" and importlib.util.find_spec("bitsandbytes"):
+            library = importlib.import_module("bitsandbytes.optim")
+            eight_bit: torch.optim.Optimizer = library.AdamW8bit(parameters, **settings)
+            return eight_bit
+        why = "bitsandbytes is not installed" if device == "cuda" else "it needs CUDA"
+        note(f"adamw8bit is replaced by adamw: {why}")
+    # One call for all of the hundreds of small factors; fused on the CPU only since torch 2.4.
+    fused = device == "cuda" or _torch_version() >= (2, 4)
+    return torch.optim.AdamW(parameters, fused=fused, foreach=None if fused else True, **settings)
+
+
+def _torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)

@@ -1,0 +1,214 @@
+"""A child process in a process group of its own: started, drained in the background, stopped.
+
+Standard output comes as lines; standard error is kept as its last lines, for messages, and goes to a
+log file where one is named. Stopping signals the whole group: INT, TERM, KILL, each with its time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import queue
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+KEPT_LINES = 200
+"""Lines of standard error that messages can quote."""
+_WINDOWS = os.name == "nt"
+_DRAIN_SECONDS = 2.0
+_LINE_ENDS = re.compile(rb"(\r\n|\n|\r(?!\Z))")
+"""A carriage return at the very end may be half of a line end: what follows will tell."""
+
+
+@dataclass(frozen=True)
+class StopTimes:
+    """Seconds that a child has after each signal before the next one."""
+
+    interrupt: float = 2.0
+    terminate: float = 5.0
+    kill: float = 5.0
+
+
+class Child:
+    """A running child process.
+
+    Raises on construction ``OSError`` where the program cannot be started.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        log_path: Path | None = None,
+        on_error_line: Callable[[str], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            environment: the child's whole environment; None: ours.
+            folder: where it runs.
+            log_path: a file to which its standard error is appended, without progress bars.
+            on_error_line: gets every line of its standard error, and every state of a progress
+                bar, at once, from a thread of this object.
+        """
+        self._on_error_line = on_error_line
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._tail: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        self._log: IO[str] | None = (
+            open(log_path, "a", encoding="utf-8") if log_path else None  # noqa: SIM115
+        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=None if environment is None else dict(environment),
+                cwd=folder,
+                start_new_session=not _WINDOWS,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        except BaseException:
+            if self._log:
+                self._log.close()
+            raise
+        self._threads = [
+            threading.Thread(target=target, name=f"child-{self.pid}", daemon=True)
+            for target in (self._drain_output, self._drain_errors)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, which is also its group's."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    @property
+    def tail(self) -> list[str]:
+        """The last lines of its standard error, oldest first."""
+        return list(self._tail)
+
+    def send(self, line: str) -> bool:
+        """Write one line to its standard input; False where it no longer reads."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode("utf-8") + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def close_input(self) -> None:
+        """Close its standard input. Harmless when repeated."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def read_line(self, timeout: float) -> str | None:
+        """The next line of its standard output, without its end; None when there will be no more.
+
+        Raises:
+            TimeoutError: none came within ``timeout`` seconds.
+        """
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if line is None:
+            self._lines.put(None)
+        return line
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it ended within ``timeout`` seconds."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        for thread in self._threads:
+            thread.join(_DRAIN_SECONDS)
+        return True
+
+    def stop(self, times: StopTimes = StopTimes()) -> None:
+        """End it and all that it started: INT, TERM, KILL to its group, until it is gone."""
+        steps = (
+            (getattr(signal, "SIGINT", None), times.interrupt),
+            (signal.SIGTERM, times.terminate),
+            (getattr(signal, "SIGKILL", signal.SIGTERM), times.kill),
+        )
+        for number, seconds in steps:
+            if self.exit_code is not None:
+                break
+            self._signal(number)
+            if self.wait(seconds):
+                self._signal(getattr(signal, "SIGKILL", None))  # what the child may have started
+                break
+        self.close_input()
+        if not self.wait(0):
+            log.error("the child process %d does not end", self.pid)
+
+    def _signal(self, number: int | None) -> None:
+        if _WINDOWS:
+            # There are no groups to signal; CTRL_BREAK would also reach a console's other programs.
+            if number == signal.SIGTERM:
+                self._process.terminate()
+            return
+        if number is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _drain_output(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                self._lines.put(line.decode("utf-8", "replace").rstrip("\r\n"))
+        self._lines.put(None)
+
+    def _drain_errors(self) -> None:
+        assert self._process.stderr is not None
+        rest = b""
+        with self._process.stderr as stream, self._log or contextlib.nullcontext():
+            while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                *pieces, rest = _LINE_ENDS.split(rest + chunk)
+                for text, end in zip(pieces[::2], pieces[1::2], strict=True):
+                    self._error_line(text, whole=end != b"\r")
+            self._error_line(rest, whole=True)
+
+    def _error_line(self, raw: bytes, *, whole: bool) -> None:
+        """A line, or (not ``whole``) a state of a progress bar that the next one overwrites."""
+        text = raw.decode("utf-8", "replace").rstrip()
+        if whole and text:
+            self._tail.append(text)
+            if self._log:
+                self._log.write(text + "\n")
+                self._log.flush()
+        if self._on_error_line and text:
+            self._on_error_line(text)
+
+
+def describe_exit(code: int | None) -> str:
+    """How a child ended, in words: its exit code or the name of the signal."""
+    if code is None:
+        return "stopped answering"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"

@@ -1,0 +1,226 @@
+"""What the parent and the worker child say to each other: values, and their JSON, one a line.
+
+Requests: ``{"op": "train" | "sample" | "reconstruct", ...fields}``, ``{"op": "cancel"}`` (stop the
+running request) and ``{"op": "stop"}``. Answers: any number of ``{"type": "progress", ...event}``,
+then one ``{"type": "done", "result": {...}}`` or ``{"type": "error", "error": class name,
+"message": text}``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Union
+
+from copier import errors
+from copier.codec import spec_from_json, spec_to_json
+from copier.errors import CopierError, TrainingFailed
+from copier.progress import ProgressEvent
+from copier.recipe import Precision, TrainingSpec
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Train a LoRA on ``pictures`` (files of one size, both sides multiples of 8).
+
+    Attributes:
+        output: the LoRA file to write; it must not exist.
+        captions: texts of the caption files, one a picture, for the caption policy ``files``.
+        base: LoRA files and multipliers, merged into the checkpoint in memory, undone afterwards.
+        start: a LoRA file to go on from.
+        metadata: written into the LoRA beside kohya's keys, which it overrides.
+        save_precision: number format of the written LoRA.
+        clip_skip: as hosts count it; 1 uses all layers of the text encoder.
+        stage: the name that its progress events bear.
+    """
+
+    checkpoint: Path
+    pictures: tuple[Path, ...]
+    output: Path
+    training: TrainingSpec
+    captions: tuple[str, ...] = ()
+    base: tuple[tuple[Path, float], ...] = ()
+    start: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    save_precision: Precision = Precision.FP32
+    clip_skip: int = 1
+    stage: str = "train"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Draw one picture for each pair of prompt and seed; written as ``out``/0000.png, 0001.png, ...
+
+    Attributes:
+        loras: LoRA files and weights, merged beneath the sampling and undone.
+        guidance: one scale for all, or one each; 1 leaves out the unconditional half.
+        batch_size: None chooses by the size.
+    """
+
+    checkpoint: Path
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    loras: tuple[tuple[Path, float], ...] = ()
+    steps: int = 20
+    guidance: float | tuple[float, ...] = 7.0
+    width: int = 512
+    height: int = 512
+    negative: str = ""
+    batch_size: int | None = None
+    clip_skip: int = 1
+    precision: Precision = Precision.FP32
+    stage: str = "sample"
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """decode(encode(x)) of pictures, files or float arrays (.npy, (h, w, 3) in [0, 1]).
+
+    Written as ``out``/0000.png, 0001.png, ...; sides must be multiples of 8.
+    """
+
+    checkpoint: Path
+    pictures: tuple[Path, ...]
+    out: Path
+    precision: Precision = Precision.FP32
+    stage: str = "reconstruct"
+
+
+Request = Union[TrainRequest, SampleRequest, ReconstructRequest]  # noqa: UP007
+
+OPERATIONS: Mapping[str, type[Request]] = MappingProxyType(
+    {"train": TrainRequest, "sample": SampleRequest, "reconstruct": ReconstructRequest}
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The loss of every step, and the seconds of the whole training without loading."""
+
+    output: Path
+    losses: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PicturesResult:
+    """The PNG files that were written, in the order of the request."""
+
+    pictures: tuple[Path, ...]
+    seconds: float
+
+
+def request_to_json(request: Request) -> dict[str, Any]:
+    """The request with its ``op``."""
+    op = next(name for name, kind in OPERATIONS.items() if type(request) is kind)
+    return {"op": op, **_to_json(request)}
+
+
+def request_from_json(data: Mapping[str, Any]) -> Request:
+    """The inverse of ``request_to_json``; raises KeyError or TypeError on anything else."""
+    kind = OPERATIONS[data["op"]]
+    return kind(**{name: _READERS.get(name, _same)(data[name]) for name in _names(kind, data)})
+
+
+def result_to_json(result: TrainResult | PicturesResult) -> dict[str, Any]:
+    """The result as JSON values."""
+    return _to_json(result)
+
+
+def train_result(data: Mapping[str, Any]) -> TrainResult:
+    """The result of a training from its JSON."""
+    return TrainResult(Path(data["output"]), tuple(data["losses"]), data["seconds"])
+
+
+def pictures_result(data: Mapping[str, Any]) -> PicturesResult:
+    """The result of sampling or reconstructing from its JSON."""
+    return PicturesResult(_paths(data["pictures"]), data["seconds"])
+
+
+def event_to_json(event: ProgressEvent) -> dict[str, Any]:
+    """A progress event as a message."""
+    return {"type": "progress", **asdict(event)}
+
+
+def event_from_json(data: Mapping[str, Any]) -> ProgressEvent:
+    """The inverse of ``event_to_json``."""
+    return ProgressEvent(**{name: data[name] for name in _names(ProgressEvent, data)})
+
+
+def error_to_json(error: CopierError) -> dict[str, Any]:
+    """A failure as a message: class, text, and the simple attributes it has."""
+    simple = {
+        name: value for name, value in vars(error).items() if isinstance(value, (str, int, list))
+    }
+    return {
+        "type": "error",
+        "error": type(error).__name__,
+        "message": str(error),
+        "attributes": simple,
+    }
+
+
+def error_from_json(data: Mapping[str, Any]) -> CopierError:
+    """The failure with the class it had in the child; one that is not ours is TrainingFailed."""
+    kind = getattr(errors, str(data.get("error")), None)
+    if not (isinstance(kind, type) and issubclass(kind, CopierError)):
+        kind = TrainingFailed
+    # Not called: subclasses may build their message from other arguments.
+    error = kind.__new__(kind)
+    error.args = (str(data.get("message", "")),)
+    vars(error).update(data.get("attributes", {}))
+    return error
+
+
+def _to_json(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TrainingSpec):
+        return spec_to_json(value)
+    if isinstance(value, Precision):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value
+
+
+def _names(kind: Any, data: Mapping[str, Any]) -> list[str]:
+    return [field.name for field in fields(kind) if field.name in data]
+
+
+def _same(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _paths(values: list[str]) -> tuple[Path, ...]:
+    return tuple(map(Path, values))
+
+
+def _weighted(values: list[tuple[str, float]]) -> tuple[tuple[Path, float], ...]:
+    return tuple((Path(path), float(weight)) for path, weight in values)
+
+
+_READERS: Mapping[str, Any] = MappingProxyType(
+    {
+        "checkpoint": Path,
+        "output": Path,
+        "out": Path,
+        "start": lambda value: None if value is None else Path(value),
+        "pictures": _paths,
+        "base": _weighted,
+        "loras": _weighted,
+        "training": lambda value: spec_from_json(TrainingSpec, value),
+        "precision": Precision,
+        "save_precision": Precision,
+    }
+)
+"""How fields that are no JSON values are read, by their name."""

@@ -1,0 +1,356 @@
+"""The worker child: ``python -m copier.training.worker``; trains and samples for its parent.
+
+It reads requests from standard input and answers on standard output, one JSON object a line
+(``copier.training.protocol``); whatever else prints goes to standard error. The checkpoint is loaded
+once and kept. It ends when its input ends, so also when the parent dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed
+from copier.progress import CancelToken, Observer, ProgressEvent
+from copier.recipe import Precision
+from copier.training import protocol
+
+if TYPE_CHECKING:
+    # torch takes seconds to import; until then the child must already hear its parent.
+    from copier.diffusion.load import DiffusionModel
+    from copier.diffusion.pictures import Array
+
+log = logging.getLogger(__name__)
+
+EVENT_SECONDS = 0.2
+"""Progress events come at most this often; those with a message and the last one always."""
+ORPHAN_SECONDS = 30.0
+"""Time that a running request has to stop after the parent is gone."""
+
+
+class Outbox:
+    """The real standard output, for messages alone; ``sys.stdout`` is standard error from now on."""
+
+    def __init__(self) -> None:
+        self._stream: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+        self._next_event = 0.0
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one message; a parent that is gone is noticed at the input."""
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._stream.write(json.dumps(message) + "\n")
+            self._stream.flush()
+
+    def observe(self, event: ProgressEvent) -> None:
+        """Send a progress event, unless the last one was just now."""
+        now = time.monotonic()
+        if now >= self._next_event or event.message or event.step == event.steps:
+            self._next_event = now + EVENT_SECONDS
+            self.send(protocol.event_to_json(event))
+
+
+@dataclass
+class Inbox:
+    """The requests, read by a thread of its own so that "cancel" is heard during one."""
+
+    requests: queue.SimpleQueue[tuple[dict[str, Any], CancelToken] | None] = field(
+        default_factory=queue.SimpleQueue
+    )
+    token: CancelToken = field(default_factory=CancelToken)
+    busy: bool = False
+    """Whether a request runs."""
+
+    def read(self) -> None:
+        """Read until the input ends; then stop what runs, and the process."""
+        for line in sys.stdin:
+            message = _parsed(line)
+            if message is None:
+                continue
+            if message.get("op") == "cancel":
+                self.token.cancel()
+            elif message.get("op") == "stop":
+                break
+            else:
+                self.token = CancelToken()
+                self.requests.put((message, self.token))
+        self.finish()
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(1)  # outputs are whole or absent: nothing is lost that way
+
+    def finish(self, *_: object) -> None:
+        """Stop the running request and then the process; also the handler of signals."""
+        self.token.cancel()
+        self.requests.put(None)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], CancelToken]]:
+        while True:
+            self.busy = False
+            item = self.requests.get()
+            if item is None:
+                return
+            self.busy = True
+            yield item
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if isinstance(message, dict):
+        return message
+    if line.strip():
+        log.error("not a request: %s", line.strip()[:200])
+    return None
+
+
+@dataclass
+class Engine:
+    """Carries out requests, with the checkpoint of the last one still in memory."""
+
+    device: str
+    threads: int
+    tokenizer_folder: Path | None
+    observer: Observer
+    _prepared: bool = False
+    _key: tuple[object, ...] | None = None
+    _model: DiffusionModel | None = None
+
+    def run(self, request: protocol.Request, cancel: CancelToken) -> dict[str, Any]:
+        """The result of the request as JSON; raises ``CopierError``."""
+        self._prepare()
+        cancel.check()
+        if isinstance(request, protocol.TrainRequest):
+            return protocol.result_to_json(self._train(request, cancel))
+        if isinstance(request, protocol.SampleRequest):
+            return protocol.result_to_json(self._sample(request, cancel))
+        return protocol.result_to_json(self._reconstruct(request, cancel))
+
+    def _prepare(self) -> None:
+        """What needs torch, once, and when a failure has somewhere to go."""
+        if self._prepared:
+            return
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        self.device = _device(self.device)
+        self._prepared = True
+
+    def forget(self) -> None:
+        """Drop the checkpoint: after a failure nobody knows what state it is in."""
+        self._key = self._model = None
+
+    def _train(self, request: protocol.TrainRequest, cancel: CancelToken) -> protocol.TrainResult:
+        from copier.training import builtin
+
+        pictures = _read_pictures(request.pictures)
+        model = self._loaded(request.checkpoint, request.training.precision, request.stage)
+        job = builtin.TrainingJob(
+            output=request.output,
+            captions=request.captions,
+            base=request.base,
+            start=request.start,
+            metadata=request.metadata,
+            precision=request.save_precision,
+            clip_skip=request.clip_skip,
+            stage=request.stage,
+        )
+        done = builtin.train(
+            model, request.training, pictures, job, observer=self.observer, cancel=cancel
+        )
+        return protocol.TrainResult(request.output, done.losses, done.seconds)
+
+    def _sample(
+        self, request: protocol.SampleRequest, cancel: CancelToken
+    ) -> protocol.PicturesResult:
+        from copier.diffusion.sample import sample
+        from copier.ops.lora_file import read_lora
+        from copier.ops.merge_modules import merge_into_modules
+
+        loras = [(read_lora(path).weights, weight) for path, weight in request.loras]
+        model = self._loaded(request.checkpoint, request.precision, request.stage)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for lora, weight in loras:
+                stack.enter_context(
+                    merge_into_modules(model.unet, model.text_encoder, lora, weight)
+                )
+            pictures = sample(
+                model,
+                request.prompts,
+                request.seeds,
+                negative=request.negative,
+                steps=request.steps,
+                guidance=request.guidance,
+                width=request.width,
+                height=request.height,
+                clip_skip=request.clip_skip,
+                batch_size=request.batch_size,
+                observer=self.observer,
+                cancel=cancel,
+                stage=request.stage,
+            )
+        return _written(pictures, request.out, started)
+
+    def _reconstruct(
+        self, request: protocol.ReconstructRequest, cancel: CancelToken
+    ) -> protocol.PicturesResult:
+        from copier.diffusion.pictures import reconstruct
+
+        pictures = _read_pictures(request.pictures)
+        model = self._loaded(request.checkpoint, request.precision, request.stage)
+        started = time.monotonic()
+        return _written(reconstruct(model, pictures, cancel=cancel), request.out, started)
+
+    def _loaded(self, path: Path, precision: Precision, stage: str) -> DiffusionModel:
+        """The checkpoint, from memory where file and precision are those of the last request."""
+        import torch
+
+        from copier.checkpoint.dtypes import chosen_dtype
+        from copier.diffusion.load import load_checkpoint
+
+        dtype = chosen_dtype(precision.value)
+        if self.device == "cpu" and dtype is torch.float16:
+            dtype = torch.float32
+            note = "fp16 is for CUDA: on the CPU the weights are fp32"
+            self.observer(ProgressEvent(stage, message=note))
+        key: tuple[object, ...] | None = None
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            key = (str(path.resolve()), status.st_size, status.st_mtime_ns, dtype)
+        if self._model is None or key is None or key != self._key:
+            self.forget()
+            self.observer(ProgressEvent(stage, message=f"loading {path.name}"))
+            self._model = load_checkpoint(
+                path, device=self.device, dtype=dtype, tokenizer_folder=self.tokenizer_folder
+            )
+            self._key = key
+        return self._model
+
+
+def _read_pictures(paths: Sequence[Path]) -> Array:
+    """Picture files and float arrays of one size, float32 (n, h, w, 3) in [0, 1]."""
+    import numpy as np
+
+    from copier.errors import BadPicture
+    from copier.images.effects import to_array
+    from copier.images.pairs import read_picture
+
+    if not paths:
+        raise BadInput("there are no pictures: give at least one")
+    pictures = []
+    for path in paths:
+        if path.suffix != ".npy":
+            pictures.append(to_array(read_picture(path)))
+            continue
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BadPicture(f"{str(path)!r} is no array that can be read ({error})") from error
+        pictures.append(np.clip(array.astype(np.float32), 0.0, 1.0))
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            raise BadPicture(
+                f"{path.name!r} has the shape {picture.shape}, {paths[0].name!r} has "
+                f"{pictures[0].shape}: all pictures of one request must have one size"
+            )
+    return np.stack(pictures)
+
+
+def _written(pictures: Array, folder: Path, started: float) -> protocol.PicturesResult:
+    """Write all pictures as PNG, or none of them."""
+    from copier.images.effects import to_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:04d}.png" for number in range(len(pictures))]
+    temporary = [path.with_suffix(".png.tmp") for path in paths]
+    try:
+        for picture, place in zip(pictures, temporary, strict=True):
+            to_image(picture).save(place, format="PNG")
+        for place, path in zip(temporary, paths, strict=True):
+            os.replace(place, path)
+    except BaseException:
+        for place in temporary:
+            place.unlink(missing_ok=True)
+        raise
+    return protocol.PicturesResult(tuple(paths), time.monotonic() - started)
+
+
+def answer(engine: Engine, message: dict[str, Any], cancel: CancelToken) -> dict[str, Any]:
+    """The last message of a request: ``done`` with its result, or ``error``."""
+    try:
+        return {"type": "done", "result": engine.run(_request(message), cancel)}
+    except (BadInput, Cancelled) as error:
+        return protocol.error_to_json(error)
+    except CopierError as error:
+        engine.forget()
+        return protocol.error_to_json(error)
+    except Exception as error:
+        log.exception("the request failed")
+        engine.forget()
+        return protocol.error_to_json(_as_failure(error))
+
+
+def _as_failure(error: Exception) -> TrainingFailed:
+    text = f"{type(error).__name__}: {error}"
+    memory = ("out of memory", "not enough memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or any(part in str(error) for part in memory):
+        return TrainingFailed(
+            f"the memory does not suffice ({text[:200]}): use a smaller batch size or resolution, "
+            "turn on gradient checkpointing, or use the precision bf16"
+        )
+    return TrainingFailed(f"the worker failed ({text}); its log has the details")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise BadInput("there is no CUDA device that this torch can use: choose the device 'cpu'")
+    return "cuda" if available and name != "cpu" else "cpu"
+
+
+def main() -> None:
+    """Serve requests until the input ends, "stop" comes, or a signal."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it alone")
+    parser.add_argument("--tokenizer", type=Path, help="folder that keeps the tokenizer's files")
+    arguments = parser.parse_args()
+    outbox, inbox = Outbox(), Inbox()
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), inbox.finish)
+    threading.Thread(target=inbox.read, daemon=True).start()
+    engine = Engine(arguments.device, arguments.threads, arguments.tokenizer, outbox.observe)
+    for message, cancel in inbox:
+        outbox.send(answer(engine, message, cancel))
+    os._exit(0)
+
+
+def _request(message: dict[str, Any]) -> protocol.Request:
+    try:
+        return protocol.request_from_json(message)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"not a request that this worker knows: {error!r}") from error
+
+
+if __name__ == "__main__":
+    main()

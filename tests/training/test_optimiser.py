@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from copier.recipe import Optimiser, Schedule, TrainingSpec
+from copier.training.optimiser import build_optimiser, learning_rate
+
+SPEC = TrainingSpec(steps=100, warmup_steps=10, learning_rate=1.0)
+
+
+def rates(schedule: Schedule) -> list[float]:
+    spec = replace(SPEC, schedule=schedule)
+    return [learning_rate(spec, step) for step in range(spec.steps)]
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_the_warm_up_rises_in_equal_steps_to_the_peak(schedule: Schedule) -> None:
+    assert rates(schedule)[:11] == pytest.approx([*(n / 10 for n in range(1, 11)), 1.0])
+
+
+def test_constant_stays_linear_falls_evenly_and_cosine_slowly_at_both_ends() -> None:
+    assert set(rates(Schedule.CONSTANT)[9:]) == {1.0}
+    linear, cosine = rates(Schedule.LINEAR)[10:], rates(Schedule.COSINE)[10:]
+    assert torch.tensor(linear).diff() == pytest.approx([-1 / 90] * 89, abs=1e-6)
+    assert linear[-1] == pytest.approx(1 / 90)
+    assert cosine[45] == pytest.approx(0.5)
+    assert cosine[-1] < 0.001 < cosine[-4]
+    assert cosine[10] > linear[10]
+
+
+def test_warm_up_for_all_steps_is_possible() -> None:
+    assert learning_rate(replace(SPEC, warmup_steps=100), 99) == 1.0
+
+
+def test_eight_bits_on_the_cpu_are_replaced_with_a_note() -> None:
+    notes: list[str] = []
+    weight = torch.nn.Parameter(torch.ones(2))
+    spec = replace(SPEC, optimiser=Optimiser.ADAMW_8BIT, weight_decay=0.25)
+    optimiser = build_optimiser(spec, [weight], notes.append)
+    assert type(optimiser) is torch.optim.AdamW
+    assert optimiser.param_groups[0]["weight_decay"] == 0.25
+    assert len(notes) == 1 and "CUDA" in notes[0]
+    build_optimiser(replace(spec, optimiser=Optimiser.ADAMW), [weight], notes.append)
+    assert len(notes) == 1
