@@ -56,13 +56,13 @@ class BuiltinWorker:
         """
         Args:
             python: the interpreter whose packages the child uses.
-            threads: of torch; None takes one for each core.
+            threads: of torch; None takes one for each core that may be used.
             device: ``auto``, ``cpu`` or ``cuda``.
             log_path: a file to which the child's standard error is appended.
             tokenizer_folder: keeps the tokenizer's files between children.
             search_path: folders that come first on the child's path, such as an overlay.
         """
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or _cores()
         self._command = [python, "-m", "copier.training.worker", "--device", device]
         self._command += ["--threads", str(self._threads)]
         if tokenizer_folder:
@@ -185,6 +185,13 @@ class BuiltinWorker:
         how, tail = describe_exit(child.exit_code), child.tail
         self.close(force=True)
         return TrainingFailed(f"the worker {how}: {_remedy(child.exit_code, tail)}{_quoted(tail)}")
+
+
+def _cores() -> int:
+    """The cores that this process may use, which in a container are often fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def child_environment(threads: int, search_path: Sequence[Path] = ()) -> dict[str, str]:

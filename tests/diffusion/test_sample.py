@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from copier.diffusion.load import LATENT_SCALE, DiffusionModel
+from copier.diffusion.load import LATENT_SCALE, DiffusionModel, load_checkpoint
 from copier.diffusion.pictures import decode_latents, encode_pictures, reconstruct
 from copier.diffusion.prompts import encode_prompts
 from copier.diffusion.sample import sample, starting_noise
@@ -54,6 +56,12 @@ def test_guidance_one_never_runs_the_unconditional_half(model: DiffusionModel) -
     finally:
         handle.remove()
     assert sizes == [4, 4]
+
+
+def test_bf16_draws_nearly_the_same(model: DiffusionModel, checkpoint: Path) -> None:
+    half = load_checkpoint(checkpoint, dtype=torch.bfloat16)
+    pictures = [sample(m, ["a cat"], [3], steps=2, guidance=2.0, **SIZE) for m in (model, half)]
+    assert 1e-5 < np.abs(pictures[0] - pictures[1]).mean() < 0.02
 
 
 def test_progress_counts_every_step_and_a_cancel_stops_at_the_next(model: DiffusionModel) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from copier.checkpoint.reader import TensorReader
 from copier.diffusion import schedule
-from copier.diffusion.load import DiffusionModel
+from copier.diffusion.load import DiffusionModel, load_checkpoint
 from copier.diffusion.pictures import encode_pictures
 from copier.errors import BadInput, Cancelled, TrainingFailed
 from copier.ops.lora_file import read_lora
@@ -126,6 +126,23 @@ def test_everything_trained_at_once_moves_every_module(
     assert not model.unet.training and not model.unet.is_gradient_checkpointing
     for name, delta in read_lora(saved.output).weights.items():
         torch.testing.assert_close(delta.up, lora.weights[name].up, atol=5e-3, rtol=0)
+
+
+def test_frozen_weights_in_bf16_train_a_lora_in_float32(
+    checkpoint: Path, short: TrainingSpec, picture: np.ndarray, trained: Path, tmp_path: Path
+) -> None:
+    model = load_checkpoint(checkpoint, dtype=torch.bfloat16)
+    before = state(model)
+    spec = replace(short, steps=2, text_encoder=True)
+    job = TrainingJob(output=tmp_path / "x.safetensors", base=[(trained, 1.0)])
+    losses = train(model, spec, picture, job).losses
+    assert_untouched(model, before)
+    assert {tensor.dtype for tensor in tensors(job.output).values()} == {torch.float32}
+    exact = load_checkpoint(checkpoint)
+    other = TrainingJob(output=tmp_path / "y.safetensors", base=[(trained, 1.0)])
+    expected = train(exact, spec, picture, other).losses
+    assert losses != expected
+    assert losses == pytest.approx(expected, rel=0.05)
 
 
 def test_metadata_tells_network_and_base_and_keeps_what_was_passed(
