@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from copier.app.service import Outcome
+from copier.evaluation.report import ReportFiles
 from copier.pipeline.runner import FinishedRun, StageState
 from copier.recipe import GateStage
 
@@ -21,16 +22,16 @@ def outcome_json(outcome: Outcome) -> Json:
     """
     report: Json = {}
     if outcome.report is not None:
-        report = json.loads(outcome.report.json.read_text(encoding="utf-8"))
+        report = read_report(outcome.report)
     stages = _stages(outcome)
     checks = [*report.get("checks", ()), *(c for one in report.get("results", ()) for c in one["checks"])]
     return {
         "recipes": [run.request.recipe.name for run in outcome.runs],
         "result": str(outcome.result),
         "files": [{name: str(path) for name, path in files.items()} for files in outcome.files],
-        "report": None if outcome.report is None else _report_files(outcome),
+        "report": None if outcome.report is None else files_json(outcome.report),
         "gate": _gate(outcome),
-        "results": [_result(one) for one in report.get("results", ())],
+        "results": results_json(report),
         "checks": {
             "passed": sum(check["passed"] for check in checks),
             "count": len(checks),
@@ -60,10 +61,25 @@ def preview_json(states: tuple[StageState, ...]) -> Json:
     }
 
 
-def _report_files(outcome: Outcome) -> Json:
-    assert outcome.report is not None
-    files = outcome.report
+def measured_json(files: ReportFiles) -> Json:
+    """The main figures of a measurement, and where its report is."""
+    return {"report": files_json(files), "results": results_json(read_report(files))}
+
+
+def read_report(files: ReportFiles) -> Json:
+    """The content of ``report.json``."""
+    content: Json = json.loads(files.json.read_text(encoding="utf-8"))
+    return content
+
+
+def files_json(files: ReportFiles) -> Json:
+    """Where a report was written."""
     return {"json": str(files.json), "html": str(files.html), "sheet": str(files.sheet)}
+
+
+def results_json(report: Json) -> list[Json]:
+    """Effect and leakage at +1, or the change, of every result in a report, and of its control."""
+    return [_result(one) for one in report.get("results", ())]
 
 
 def _gate(outcome: Outcome) -> Json | None:

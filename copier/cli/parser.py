@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,7 +66,6 @@ class Commands:
         handler: Handler | None,
         *,
         checkpoint: bool = False,
-        out_device: bool = True,
     ) -> Parser:
         """A command's parser, with the global options, --json and, if asked, --checkpoint."""
         lines = "\n".join(f"  {self._path} {example}" for example in examples)
@@ -167,20 +167,28 @@ def seed(text: str) -> int:
     return number
 
 
+def finite(text: str) -> float:
+    """A finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return number
+
+
 def weighted_file(text: str) -> tuple[Path, float]:
     """FILE or FILE=WEIGHT; without a weight it is 1."""
     name, separator, weight = text.rpartition("=")
     if not separator:
         return Path(text), 1.0
     try:
-        number = float(weight)
-    except ValueError:
+        return Path(name), finite(weight)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: what follows '=' is the weight, a number, as in FILE=0.8"
+            f"{text!r}: what follows '=' is the weight, a finite number, as in FILE=0.8"
         ) from None
-    if not -1e6 < number < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r}: the weight must be a finite number")
-    return Path(name), number
 
 
 def assignment(text: str) -> tuple[str, float]:

@@ -21,8 +21,11 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, as in ``0.14`` or ``-1.2``; ``-`` for a missing one."""
-    return "-" if value is None else f"{value:.3g}"
+    """Two decimals, as in ``0.14`` or ``-1.2``; ``-`` for a missing one."""
+    if value is None:
+        return "-"
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
 
 
 def size(count: int) -> str:

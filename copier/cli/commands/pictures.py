@@ -1,11 +1,13 @@
-"""``copier generate`` and ``copier edit``."""
+"""``copier generate``, ``copier edit`` and ``copier evaluate``."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from copier.cli.parser import Commands, assignment, positive, seed, weighted_file
+from copier.cli.commands.run import result_lines
+from copier.cli.parser import Commands, assignment, finite, positive, seed, weighted_file
 from copier.cli.session import Answer, Session
 from copier.cli.text import table
 from copier.errors import BadInput
@@ -15,6 +17,7 @@ def register(commands: Commands) -> None:
     """Add the commands."""
     _register_generate(commands)
     _register_edit(commands)
+    _register_evaluate(commands)
 
 
 def _register_generate(commands: Commands) -> None:
@@ -49,7 +52,7 @@ def _register_generate(commands: Commands) -> None:
     )
     parser.add_argument("--negative", default="", metavar="TEXT", help="what not to draw")
     parser.add_argument("--steps", type=positive, default=20, metavar="N", help="DDIM steps (default: 20)")
-    parser.add_argument("--guidance", type=float, default=7.0, metavar="X", help="CFG (default: 7)")
+    parser.add_argument("--guidance", type=finite, default=7.0, metavar="X", help="CFG (default: 7)")
     parser.add_argument(
         "--size", metavar="PX|WxH", help="side, or width x height (default: what the checkpoint is used to)"
     )
@@ -153,3 +156,80 @@ def _edit(arguments: argparse.Namespace, session: Session) -> Answer:
         session.note(warning)
     text = f"{data['output']}: {data['width']} x {data['height']} px, {100 * data['changed']:.1f} % changed"
     return Answer(data, text)
+
+
+def _register_evaluate(commands: Commands) -> None:
+    parser = commands.add(
+        "evaluate",
+        "measure what a LoRA does",
+        """
+        Draw a LoRA at several weights and measure it: with --edit, the edit that it should do, effect (1 is
+        ideal, 0 is none) and leakage (unwanted change over wanted change); without it only how large and
+        how consistent the change is. Use it on any LoRA, and name a second one with --control to compare.
+        Prompts and numbers are those of the recipe that the LoRA carries, or of a built-in one.
+        """,
+        (
+            "evaluate demo/grayscale.safetensors --edit grayscale",
+            "evaluate mine.safetensors --edit outline --control plain.safetensors --weight 0.5 --weight 1",
+            'evaluate lora.safetensors --checkpoint model.safetensors --prompt "a cat" --prompt "a dog"',
+        ),
+        _evaluate,
+        checkpoint=True,
+    )
+    parser.add_argument("lora", type=Path, metavar="LORA", help="the LoRA to measure")
+    parser.add_argument("--edit", metavar="NAME", help="the built-in edit that it should do")
+    parser.add_argument(
+        "--edit-set",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="a parameter of the edit; may be repeated",
+    )
+    parser.add_argument("--control", type=Path, metavar="LORA", help="a LoRA to compare with")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
+    parser.add_argument("--seed", type=seed, action="append", metavar="N", help="a seed; may be repeated")
+    parser.add_argument(
+        "--weight", type=finite, action="append", metavar="W", help="a weight of the strip; may be repeated"
+    )
+    parser.add_argument("--steps", type=positive, metavar="N", help="DDIM steps")
+    parser.add_argument("--guidance", type=finite, metavar="X", help="CFG")
+    parser.add_argument(
+        "--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder (default: evaluation)"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace, session: Session) -> Answer:
+    if arguments.edit_set and arguments.edit is None:
+        raise BadInput("--edit-set belongs to --edit: name the edit, or leave it out")
+    from copier.app import figures, measuring
+    from copier.request import Edit
+
+    checkpoint = session.checkpoint()
+    given = {
+        "prompts": arguments.prompt and tuple(arguments.prompt),
+        "seeds": arguments.seed and tuple(arguments.seed),
+        "weights": arguments.weight and tuple(sorted(set(arguments.weight))),
+        "sampling_steps": arguments.steps,
+        "guidance": arguments.guidance,
+    }
+    spec = replace(
+        measuring.suggested_spec(arguments.lora, checkpoint),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    request = measuring.MeasureRequest(
+        lora=arguments.lora,
+        checkpoint=checkpoint,
+        out=arguments.out,
+        spec=spec,
+        edit=None if arguments.edit is None else Edit(arguments.edit, dict(arguments.edit_set)),
+        control=arguments.control,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    files = measuring.measure(
+        request, session.settings, observer=session.progress, cancel=session.stoppable()
+    )
+    data = figures.measured_json(files)
+    lines = [line for one in data["results"] for line in result_lines(one)]
+    return Answer(data, "\n".join([*lines, *data["report"].values()]))

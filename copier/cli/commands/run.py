@@ -184,7 +184,7 @@ def outcome_text(data: dict[str, Any]) -> str:
         lines.append(("checks", f"{checks['passed']} of {checks['count']} passed"))
         for one in checks["missed"]:
             sign = "≥" if one["at_least"] else "≤"
-            lines.append(("", f"missed: {one['label']} {number(one['value'])} ({sign} {one['limit']:g})"))
+            lines.append(("", f"missed: {one['label']} {number(one['value'])} ({sign} {number(one['limit'])})"))
     reused, count = data["reused"], len(data["stages"])
     lines.append(("stages", f"{reused} of {count} stages reused, {data['seconds']:.0f} s"))
     paths = list(dict.fromkeys(path for files in data["files"] for path in files.values()))
