@@ -62,6 +62,8 @@ def check(request: RunRequest, settings: Settings) -> None:
     check_checkpoint(request.checkpoint)
     check_device(request.device)
     _check_pair(request)
+    if request.captions is not None and not request.captions.is_dir():
+        raise BadInput(f"there is no folder {request.captions} for the captions: give one with --captions")
     check_folders(request.out, settings)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import inspect
 import math
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,16 +72,14 @@ class Commands:
         parser: Parser = self._subparsers.add_parser(
             name,
             help=summary,
-            description=inspect.cleandoc(explanation),
+            description=textwrap.dedent(explanation).strip(),
             epilog=f"examples:\n{lines}" if lines else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         if handler is not None:
             parser.set_defaults(handler=handler)
-            parser.add_argument(
-                "--json", action="store_true", help="print one JSON object instead of text"
-            )
+            parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         if checkpoint:
             parser.add_argument(
                 "--checkpoint",

@@ -41,7 +41,6 @@ def size(count: int) -> str:
 def stage_table(stages: Sequence[Mapping[str, Any]]) -> str:
     """Stages with their key and what becomes of them."""
     rows = [
-        (one["name"], one["kind"], one["key"][:_KEY_SHOWN], one["status"], one["reason"])
-        for one in stages
+        (one["name"], one["kind"], one["key"][:_KEY_SHOWN], one["status"], one["reason"]) for one in stages
     ]
     return table(rows, ("stage", "kind", "key", "", "why"))

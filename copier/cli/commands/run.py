@@ -41,9 +41,7 @@ def register(commands: Commands) -> None:
     pair.add_argument("--a", type=Path, metavar="FILE", help="the original, a picture file")
     pair.add_argument("--a-prompt", metavar="TEXT", help="let the checkpoint draw the original")
     pair.add_argument("--a-seed", type=seed, metavar="N", help="seed of the drawn original (default: 1)")
-    pair.add_argument(
-        "--a-size", type=int, metavar="PX", help="its side (default: the recipe's resolution)"
-    )
+    pair.add_argument("--a-size", type=int, metavar="PX", help="its side (default: the recipe's resolution)")
     pair.add_argument("--b", type=Path, metavar="FILE", help="the original with your edit")
     pair.add_argument("--edit", metavar="NAME", help="make B from A by a built-in edit")
     pair.add_argument(
@@ -183,8 +181,8 @@ def outcome_text(data: dict[str, Any]) -> str:
     if checks["count"]:
         lines.append(("checks", f"{checks['passed']} of {checks['count']} passed"))
         for one in checks["missed"]:
-            sign = "≥" if one["at_least"] else "≤"
-            lines.append(("", f"missed: {one['label']} {number(one['value'])} ({sign} {number(one['limit'])})"))
+            wanted = f"{'at least' if one['at_least'] else 'at most'} {number(one['limit'])}"
+            lines.append(("", f"missed: {one['label']} {number(one['value'])}, wanted {wanted}"))
     reused, count = data["reused"], len(data["stages"])
     lines.append(("stages", f"{reused} of {count} stages reused, {data['seconds']:.0f} s"))
     paths = list(dict.fromkeys(path for files in data["files"] for path in files.values()))
@@ -198,8 +196,11 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     ours, theirs = result["lora"], result["control"]
     if ours is None:
         return ["not drawn at +1"]
-    names = ("effect", "leakage", "projection") if result["measures"] == "effect" else (
-        "magnitude", "consistency")  # fmt: skip
+    names = (
+        ("effect", "leakage", "projection")
+        if result["measures"] == "effect"
+        else ("magnitude", "consistency")
+    )
     texts = []
     for name in names:
         beside = f" (control {number(theirs[name])})" if theirs else ""

@@ -30,8 +30,13 @@ def register(commands: Commands) -> None:
         commands to see them, or to get room back; a pruned stage is simply made again.
         """,
     )
-    cache.add("list", "list the finished stages", "List the finished stages, the newest first.",
-              ("list", "list --json"), _list)  # fmt: skip
+    cache.add(
+        "list",
+        "list the finished stages",
+        "List the finished stages, the newest first.",
+        ("list", "list --json"),
+        _list,
+    )
     parser = cache.add(
         "prune",
         "delete old stages",

@@ -1,0 +1,127 @@
+"""The services: what a request is refused for, where data lies, and what the demo asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from copier.app import service
+from copier.app.demo import DIFFERENCE_RECIPE, EDIT, RECIPE, SECOND_EDIT, demo_requests
+from copier.app.settings import Settings, default_data_folder
+from copier.codec import load_recipe
+from copier.errors import BadInput, Cancelled
+from copier.pipeline.plan import plan
+from copier.progress import CancelToken
+from copier.recipe import with_control
+from copier.request import Edit, PictureFile, RunRequest
+
+
+@pytest.fixture
+def request_(folder: Path) -> RunRequest:
+    return RunRequest(
+        recipe=load_recipe("short.json"),
+        checkpoint=folder / "base.safetensors",
+        a=PictureFile(folder / "a.png"),
+        b=Edit("grayscale"),
+        out=folder / "out" / "deeper",
+    )
+
+
+def test_check_and_preview_write_nothing(
+    folder: Path, request_: RunRequest, doubles: ModuleType, worker: Any
+) -> None:
+    settings = Settings(folder / "data" / "deeper")
+    before = doubles.tree(folder)
+    service.check(request_, settings)
+    states = service.preview(request_, settings)
+    assert {state.entry for state in states} == {None}
+    assert doubles.tree(folder) == before
+
+
+def test_of_several_requests_one_bad_one_stops_all_before_anything_is_written(
+    folder: Path, request_: RunRequest, doubles: ModuleType, worker: Any
+) -> None:
+    bad = replace(request_, b=PictureFile(folder / "none.png"))
+    before = doubles.tree(folder)
+    with pytest.raises(BadInput, match=r"none\.png"):
+        service.execute([request_, bad], Settings(folder / "data"))
+    assert doubles.tree(folder) == before
+    assert worker.calls == []
+
+
+def test_a_token_that_is_set_stops_before_the_first_stage(
+    folder: Path, request_: RunRequest, worker: Any
+) -> None:
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        service.execute([request_], Settings(folder / "data"), cancel=token)
+    assert worker.calls == []
+
+
+def test_an_observer_that_fails_does_not_fail_the_run(
+    folder: Path, request_: RunRequest, worker: Any
+) -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError("a broken front end")
+
+    outcome = service.execute([request_], Settings(folder / "data"), observer=broken)
+    assert outcome.result.is_file()
+
+
+def test_the_worker_is_not_started_where_every_stage_is_there(
+    folder: Path, request_: RunRequest, worker: Any
+) -> None:
+    settings = Settings(folder / "data")
+    service.execute([request_], settings)
+    worker.__init__ = None  # starting one would now be an error
+    outcome = service.execute([request_], settings)
+    assert all(one.reused for one in outcome.runs[0].stages)
+
+
+def test_the_room_is_asked_of_the_disk_that_the_folder_would_be_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    usage = service.shutil.disk_usage(tmp_path)
+
+    def ask(path: Path) -> Any:
+        asked.append(path)
+        return usage._replace(free=service.ROOM - 1)
+
+    monkeypatch.setattr(service.shutil, "disk_usage", ask)
+    with pytest.raises(BadInput, match="255 MB free, a run needs 256 MB"):
+        service.check_room(tmp_path / "not" / "there")
+    assert asked == [tmp_path]
+    assert not (tmp_path / "not").exists()
+
+
+def test_the_data_folder_is_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COPIER_DATA", str(tmp_path))
+    assert default_data_folder() == tmp_path
+    monkeypatch.delenv("COPIER_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert default_data_folder() != tmp_path
+    assert default_data_folder().name in ("copier",)
+
+
+def test_the_full_demo_shares_the_copier_between_its_runs(folder: Path) -> None:
+    requests = demo_requests(folder / "base.safetensors", folder / "demo", full=True)
+    assert [one.recipe.name for one in requests] == [RECIPE, RECIPE, DIFFERENCE_RECIPE]
+    assert [one.b for one in requests] == [Edit(EDIT), Edit(SECOND_EDIT), Edit(EDIT)]
+    assert demo_requests(folder / "base.safetensors", folder / "demo") == requests[:1]
+    first, second, third = (
+        plan(replace(one, recipe=with_control(one.recipe)), lambda path: path.name) for one in requests
+    )
+    keys = [{stage.name: stage.key for stage in one.stages} for one in (first, second, third)]
+    assert keys[0]["a"] == keys[1]["a"] == keys[2]["a"]
+    assert keys[0]["copier"] == keys[1]["copier"]
+    assert keys[0]["gate"] == keys[1]["gate"]
+    assert keys[0]["b"] == keys[2]["b"] != keys[1]["b"]
+    assert keys[0]["lora"] != keys[1]["lora"]
