@@ -182,7 +182,7 @@ def _report(
     paths = [request.lora, request.control]
     shown = [
         Strip(
-            label=path.stem,
+            label=path.stem if path is request.lora else f"control: {path.stem}",
             pictures=pictures,
             figures=change_strip(base, pictures)
             if edit is None
@@ -224,5 +224,6 @@ def _report(
         notes=(
             "There is no pair here: A is the checkpoint's picture of the first prompt, B what the "
             f"{'LoRA makes' if edit is None else 'edit makes'} of it.",
+            "Whether the LoRA's training saw these prompts is known only for one that carries its recipe.",
         ),
     )

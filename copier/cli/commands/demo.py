@@ -38,9 +38,8 @@ def register(commands: Commands) -> None:
 def _demo(arguments: argparse.Namespace, session: Session) -> Answer:
     from copier.app.demo import demo_requests
 
-    given: Path | None = arguments.checkpoint
     requests = demo_requests(
-        session.embedded.checkpoint() if given is None else given,
+        session.checkpoint(),
         arguments.out,
         full=arguments.full,
         device=arguments.device,
