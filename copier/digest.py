@@ -65,7 +65,7 @@ class DigestMemory:
         return found
 
     def _remember(self, line: str) -> None:
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             name, size, time, digest = json.loads(line)
             if isinstance(name, str) and isinstance(digest, str) and len(digest) == _HEX_DIGITS:
                 self._known[name] = (size, time, digest)

@@ -188,6 +188,6 @@ def check(spec: Any, field: str, value: Any) -> None:
         if isinstance(number, float) and not math.isfinite(number):
             raise BadInput(f"{where} is {number}: give a finite number")
         if known.minimum is not None and number < known.minimum:
-            raise BadInput(f"{where} is {number}: the smallest allowed value is {known.minimum:g}")
+            raise BadInput(f"{where} is {number}: the smallest allowed value is {known.minimum}")
         if known.maximum is not None and number > known.maximum:
-            raise BadInput(f"{where} is {number}: the largest allowed value is {known.maximum:g}")
+            raise BadInput(f"{where} is {number}: the largest allowed value is {known.maximum}")
