@@ -19,6 +19,7 @@ from copier.pipeline.plan import VERSIONS, original_side, paired, plan
 from copier.pipeline.runner import states
 from copier.pipeline.store import StageStore
 from copier.recipe import (
+    BaseLora,
     CaptionPolicy,
     CaptionSpec,
     EvaluateStage,
@@ -165,6 +166,17 @@ def test_each_number_of_another_stage_changes_no_more_than_it_must(tmp_path, ass
     request = make_request(tmp_path)
     other = replace(request, recipe=with_value(request.recipe, assignment))
     assert changed(request, other) == downstream(request, *first)
+
+
+@pytest.mark.parametrize(("stage", "first"), [("wide", "wide"), ("second", "second.pictures")])
+def test_the_multiplier_of_a_base_lora_counts(tmp_path, stage, first):
+    request = make_request(tmp_path)
+    stages = tuple(
+        replace(one, base=(BaseLora("copier", 0.5),)) if one.name == stage else one
+        for one in request.recipe.stages
+    )
+    other = replace(request, recipe=replace(request.recipe, stages=stages))
+    assert changed(request, other) == downstream(request, first)
 
 
 def test_titles_folders_devices_and_names_change_no_key(tmp_path):
