@@ -108,7 +108,9 @@ def parse_header(file: BinaryIO, path: Path) -> Header:
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     first = file.read(64)
-    _refuse_other_formats(first, path)
+    if first[8:9] != b"{":
+        # Only then: the length of a sound header may begin with the bytes of another format.
+        _refuse_other_formats(first, path)
     if len(first) < 10:
         raise BadCheckpoint(f"{_name(path)} has {size} bytes: no safetensors file is that short")
     (length,) = struct.unpack("<Q", first[:8])
