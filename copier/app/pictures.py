@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from copier.app.service import check_checkpoint, check_device, check_folders, wo
 from copier.app.settings import Settings
 from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import Header, read_header
+from copier.checkpoint.temporary import replace_file
 from copier.errors import BadInput
 from copier.images.effects import EFFECTS, apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
@@ -149,6 +151,8 @@ def edit_picture(
     parameters = effect_parameters(name, values)
     if out.suffix.lower() != ".png":
         raise BadInput(f"{out} is no .png file: B must be saved without loss, so give a name ending in .png")
+    if out.is_dir():
+        raise BadInput(f"{out} is a folder: give the name of a file")
     if out.exists() and not overwrite:
         raise BadInput(f"{out} exists: choose another name, or allow it with --overwrite")
     if not out.parent.is_dir():
@@ -156,12 +160,9 @@ def edit_picture(
     before = read_picture(source)
     after = apply_effect(before, name, parameters)
     found = difference_map(before, after)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        after.save(temporary, format="PNG")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    after.save(content, format="PNG")
+    replace_file(out, content.getvalue())
     return {
         "edit": name,
         "parameters": parameters,

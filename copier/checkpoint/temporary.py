@@ -45,6 +45,21 @@ def remove_leftovers(target: Path) -> None:
                 place.unlink()
 
 
+def replace_file(target: Path, content: bytes) -> None:
+    """Write ``content`` to ``target``, in place of what is there, in one step; raises OSError."""
+    remove_leftovers(target)
+    file, place = create_temporary(target)
+    try:
+        with file:
+            # Buffered: an unbuffered write may stop short without an error.
+            with open(file.fileno(), "wb", closefd=False) as whole:
+                whole.write(content)
+            os.fsync(file.fileno())
+        os.replace(place, target)
+    finally:
+        place.unlink(missing_ok=True)
+
+
 def _lock(file: BinaryIO, *, unknown: bool) -> bool:
     """Try to lock the file; ``unknown`` is the answer where the file system has no locks."""
     try:

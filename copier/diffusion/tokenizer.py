@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from copier.checkpoint.temporary import replace_file
 from copier.errors import CopierError
 
 VOCABULARY = 49408
@@ -89,19 +89,8 @@ def write_tokenizer(folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        _replace(folder / name, contents[name])
+        replace_file(folder / name, contents[name].encode())
     return folder
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load_tokenizer(folder: Path | None = None) -> Any:

@@ -7,10 +7,9 @@ tokenizer are a folder that the yaml names by its absolute path. (Forge recognis
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
+from copier.checkpoint.temporary import replace_file
 from copier.diffusion.tokenizer import write_tokenizer
 from copier.digest import file_digest
 from copier.errors import BadInput
@@ -88,6 +87,9 @@ model:
         version: {version}
 """
 
+_SIGNATURE = _YAML.partition("\n")[0].encode()
+"""How the yaml begins: by it one of ours is told from another."""
+
 
 def yaml_text(text_encoder: Path) -> str:
     """The config that A1111 reads; ``text_encoder`` is the absolute path of the config's folder."""
@@ -126,7 +128,8 @@ def text_config() -> dict[str, object]:
 def install(webui: Path) -> list[Path]:
     """Copy the checkpoint with what A1111 needs into the WebUI's folders; returns the files.
 
-    Files that are there already with the same content stay; nothing else is overwritten.
+    Files that are there already with the same content stay; those that an earlier version of this program
+    wrote are replaced; another checkpoint or yaml of that name is refused before anything is written.
 
     Raises:
         BadInput: the folder is no WebUI's, or holds another file of the same name.
@@ -142,28 +145,20 @@ def install(webui: Path) -> list[Path]:
     target = folder / source.name
     if target.exists() and file_digest(target) != file_digest(source):
         raise BadInput(f"{target} exists and is another file: rename it first")
+    config = target.with_suffix(".yaml")
+    if config.exists() and not config.read_bytes().startswith(_SIGNATURE):
+        raise BadInput(f"{config} exists and is another file: rename it first")
     encoder = webui / _TEXT_ENCODER
     encoder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(encoder)
     _write(encoder / "config.json", json.dumps(text_config(), indent=1) + "\n")
-    config = target.with_suffix(".yaml")
     _write(config, yaml_text(encoder))
     if not target.exists():
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(target, source.read_bytes())
     return [target, config, *sorted(encoder.iterdir())]
 
 
 def _write(path: Path, text: str) -> None:
-    if path.exists():
-        if path.read_text(encoding="utf-8") == text:
-            return
-        if NAME not in path.name and path.parent.name != _TEXT_ENCODER.name:
-            raise BadInput(f"{path} exists and is another file: rename it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    content = text.encode()
+    if not path.is_file() or path.read_bytes() != content:
+        replace_file(path, content)

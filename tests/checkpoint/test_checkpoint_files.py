@@ -17,6 +17,7 @@ from copier.checkpoint import writer as writer_module
 from copier.checkpoint.dtypes import dtype_name, torch_dtype
 from copier.checkpoint.header import ITEM_BYTES, read_header
 from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.temporary import replace_file
 from copier.checkpoint.writer import TensorWriter, data_digest, write_tensors
 from copier.errors import BadCheckpoint, BadInput, UnknownName
 
@@ -171,6 +172,13 @@ def test_other_files_are_refused_by_what_they_are(tmp_path, content, message):
     (tmp_path / "f.safetensors").write_bytes(content)
     with pytest.raises(BadCheckpoint, match=message):
         read_header(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, length):
+    text = json.dumps({"x": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode().ljust(length)
+    (tmp_path / "f.safetensors").write_bytes(struct.pack("<Q", length) + text + b"ab")
+    assert list(read_header(tmp_path / "f.safetensors").tensors) == ["x"]
 
 
 def test_a_missing_file_and_a_folder_are_bad_input(tmp_path):
@@ -331,3 +339,19 @@ def test_the_leftover_of_a_killed_writer_goes_and_that_of_a_living_one_stays(tmp
     assert len(list(tmp_path.iterdir())) == 2
     write_tensors(target, {"x": torch.zeros(1)}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["o.safetensors"]
+
+
+def test_a_small_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path, monkeypatch):
+    target = tmp_path / "f.json"
+    for content in (b"first", b"second, which is longer", b""):
+        replace_file(target, content)
+        assert target.read_bytes() == content
+    target.write_bytes(b"old")
+
+    def full(source, place):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="full"):
+        replace_file(target, b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f.json": b"old"}
