@@ -14,10 +14,11 @@ def default_data_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "copier"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "copier"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "copier"
-    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "copier"
+    # Set but empty counts as not set (XDG Base Directory Specification).
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "copier"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Settings:
     @property
     def digests(self) -> Path:
         """Remembered digests of big files."""
-        return self.data / "digests.json"
+        return self.data / "digests.jsonl"
 
     @property
     def tokenizer(self) -> Path:
