@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import threading
@@ -104,4 +105,6 @@ class StopSignals:
         if token is None or token.cancelled:
             raise KeyboardInterrupt
         token.cancel()
-        self._session.progress.line("stopping after this step; once more ends it at once")
+        # The signal may have interrupted a write to the same stream, which cannot be entered again.
+        with contextlib.suppress(RuntimeError):
+            self._session.progress.line("stopping after this step; once more ends it at once")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw
 
-from copier.images.effects import EFFECTS, to_array
+from copier.images.effects import EFFECTS
 
 SIZE = 128
 """Side of a scene in pixels: 16 latents of 8 pixels, a multiple of 64 as SD wants it."""
@@ -104,14 +104,13 @@ def _vertices(shape: str) -> np.ndarray:
     if shape == "crescent":
         outer = np.linspace(0.9, 2 * math.pi - 0.9, 64)
         arc = np.stack([np.cos(outer), np.sin(outer)], axis=1)
-        start, end = arc[-1], arc[0]
+        start = arc[-1]
         inner = np.linspace(2 * math.pi - 1.35, 1.35, 48)
         curve = np.stack([np.cos(inner), np.sin(inner)], axis=1)
         # Scale and shift the inner arc so that its ends meet those of the outer one.
         curve *= abs(start[1]) / abs(curve[0][1])
         curve[:, 0] += start[0] - curve[0][0]
         moon = np.concatenate([arc, curve[1:-1]])
-        del end
         return moon + np.array([0.15, 0.0])
     raise ValueError(shape)
 
@@ -251,9 +250,3 @@ def edited(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     weight = 1.0 if rng.random() < 0.6 else rng.uniform(-1.0, 1.5)
     target = picture + np.float32(weight) * (function(picture) - picture)
     return np.clip(target, 0.0, 1.0).astype(np.float32)
-
-
-def load_picture(path: str) -> np.ndarray:
-    """A picture file as a float32 array (height, width, 3) in [0, 1]."""
-    with Image.open(path) as image:
-        return to_array(image)

@@ -203,6 +203,8 @@ def child_environment(threads: int, search_path: Sequence[Path] = ()) -> dict[st
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
+        # From Python 3.11 on: no module in the user's current folder hides one of ours.
+        "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": str(threads),
         # Threads that spin while they wait make a busy machine many times slower.
         "OMP_WAIT_POLICY": "passive",

@@ -71,8 +71,6 @@ class Inbox:
         default_factory=queue.SimpleQueue
     )
     token: CancelToken = field(default_factory=CancelToken)
-    busy: bool = False
-    """Whether a request runs."""
 
     def read(self) -> None:
         """Read until the input ends; then stop what runs, and the process."""
@@ -97,12 +95,7 @@ class Inbox:
         self.requests.put(None)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], CancelToken]]:
-        while True:
-            self.busy = False
-            item = self.requests.get()
-            if item is None:
-                return
-            self.busy = True
+        while (item := self.requests.get()) is not None:
             yield item
 
 
