@@ -44,7 +44,7 @@ pytest: $(STAMP_TEST) ## the test suite
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
 	@sh tests/host310/run.sh "$(PY)"
 
-clean: ## remove the environments, the demo's output and every cache
+clean: ## remove the environments, the demo's output and the tools' caches (not finished stages)
 	rm -rf .venv .venv-host310 .venv-floor demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 

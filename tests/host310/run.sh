@@ -36,9 +36,14 @@ torch_of_the_project() {
     printf '%s\n' "$PWD/.venv-floor/torch-only" >"$(site .venv-floor/bin/python)/torch-only.pth"
 }
 
-environment .venv-floor "$project_python" ""
-torch_of_the_project "$(site "$project_python")"
-check .venv-floor "this project's Python and torch, the hosts' oldest numpy and pillow"
+# Pillow 9.5 is built for Python up to 3.11.
+if "$project_python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+    environment .venv-floor "$project_python" ""
+    torch_of_the_project "$(site "$project_python")"
+    check .venv-floor "this project's Python and torch, the hosts' oldest numpy and pillow"
+else
+    echo "== host code with this project's Python: skipped, the hosts' oldest packages have no build for it"
+fi
 
 for candidate in python3.10 "$HOME"/.pyenv/versions/3.10*/bin/python; do
     # A shim named python3.10 may stand for nothing: ask it.

@@ -95,7 +95,9 @@ def test_training_resumes_where_it_was_cut_off(tmp_path: Path) -> None:
             def load(state: dict[str, torch.Tensor], weight: torch.nn.Parameter = weight) -> None:
                 weight.data.copy_(state["weight"])
 
-            def loss_at(step: int, weight: torch.nn.Parameter = weight) -> torch.Tensor:
+            def loss_at(
+                step: int, weight: torch.nn.Parameter = weight, steps: int = steps
+            ) -> torch.Tensor:
                 if step >= steps:
                     raise KeyboardInterrupt
                 noise = torch.randn(3, generator=torch.Generator().manual_seed(step))
