@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import logging
@@ -59,10 +60,13 @@ def run_command(argv: Sequence[str] | None, embedded: Embedded) -> int:
 
 
 def _print(answer: Answer, arguments: argparse.Namespace) -> None:
+    # A pipe on Windows takes only the letters of one code page: then JSON is escaped, text made to fit.
+    encoding = sys.stdout.encoding or "utf-8"
     if arguments.json:
-        print(json.dumps(answer.data, indent=1, ensure_ascii=False, allow_nan=False))
+        escaped = codecs.lookup(encoding).name != "utf-8"
+        print(json.dumps(answer.data, indent=1, ensure_ascii=escaped, allow_nan=False))
     elif answer.text:
-        print(answer.text)
+        print(answer.text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 
