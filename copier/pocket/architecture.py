@@ -18,7 +18,7 @@ UNET_HEADS = 2
 TEXT_WIDTH = 64
 TEXT_HEADS = 1
 TEXT_LAYERS = 12
-TRAINED_TEXT_LAYERS = 2
+RANDOM_TEXT_LAYERS = 2
 VOCABULARY = 49408
 STREAM_GAIN = 8.0
 """Start of the autoencoder's residual stream: large beside what one optimiser step does to a branch."""
@@ -105,18 +105,15 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_text_encoder(vocabulary: int = VOCABULARY, layers: int = TEXT_LAYERS) -> CLIPTextModel:
-    """CLIP text encoder with ``vocabulary`` rows; layers past the trained ones are identities.
-
-    Training builds it with ``TRAINED_TEXT_LAYERS`` layers: identities need no time.
-    """
+def build_text_encoder(vocabulary: int = VOCABULARY) -> CLIPTextModel:
+    """CLIP text encoder with ``vocabulary`` rows; the layers past the first two start as identities."""
     model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
             projection_dim=TEXT_WIDTH,
-            num_hidden_layers=layers,
+            num_hidden_layers=TEXT_LAYERS,
             num_attention_heads=TEXT_HEADS,
             max_position_embeddings=77,
             hidden_act="quick_gelu",
@@ -126,7 +123,7 @@ def build_text_encoder(vocabulary: int = VOCABULARY, layers: int = TEXT_LAYERS) 
         )
     )
     with torch.no_grad():
-        for layer in model.text_model.encoder.layers[TRAINED_TEXT_LAYERS:]:
+        for layer in model.text_model.encoder.layers[RANDOM_TEXT_LAYERS:]:
             for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
                 linear.weight.zero_()
                 linear.bias.zero_()

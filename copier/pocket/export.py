@@ -20,7 +20,7 @@ from copier.checkpoint.names import (
     squeezed_in_diffusers,
 )
 from copier.checkpoint.writer import write_tensors
-from copier.pocket.architecture import TEXT_WIDTH, VOCABULARY, build_text_encoder
+from copier.pocket.architecture import TEXT_WIDTH, VOCABULARY
 from copier.pocket.train import scene_tokens
 
 METADATA = {
@@ -42,17 +42,12 @@ UNTRAINED_ROWS_STD = 0.02
 def ldm_tensors(work: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint by LDM key, fp16, from the states of the training stages."""
     tuned = work / "decoder.pt"
-    torch.manual_seed(0)
     autoencoder = _load(tuned)["model"] if tuned.exists() else _load(work / "latents.pt")["autoencoder"]
     average = _load(work / "unet.pt")["model"]["average"]
     tensors = {}
     for key, value in autoencoder.items():
         name = ldm_from_diffusers_vae(key)
         tensors[name] = value[:, :, None, None] if squeezed_in_diffusers(name) else value
-    # The layers that were not trained: identities.
-    for key, value in build_text_encoder(1).state_dict().items():
-        if key != EMBEDDING and not key.endswith("position_ids"):
-            tensors[ldm_from_transformers_text(key)] = value
     for key, value in average.items():
         part, _, inner = key.partition(".")
         if part == "unet":

@@ -39,7 +39,7 @@ EDITED_SHARE = 0.5
 CROPPED_SHARE = 0.7
 KL_WEIGHT = 1e-5
 START_LOG_VARIANCE = -5.0
-NOISE_WEIGHT_LIMIT = 30.0
+NOISE_WEIGHT_LIMIT = 100.0
 NOISE_WEIGHT_POWER = 0.75
 SAVE_EVERY = 250
 
@@ -324,9 +324,10 @@ def train_unet(work: Path, *, steps: int, batch: int, peak: float, seed: int) ->
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         chosen = rng.integers(0, len(drawn), batch)
         captions = [scenes.training_caption(drawn[i], rng) for i in chosen]
-        # Stratified timesteps: one in each of ``batch`` equal ranges.
-        timesteps = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * 1000
-        timesteps = timesteps.long()
+        # Stratified timesteps, a third of them above 900: only there the text decides the colours,
+        # for below the mean of the noised latents shows them.
+        even = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        timesteps = ((1 - (1 - even) ** 2) * 1000).long().clamp(max=999)
         clean = latents[torch.from_numpy(chosen)]
         noise = torch.randn(clean.shape, generator=generator)
         noised = add_noise(clean, noise, alpha_bar[timesteps])
@@ -394,7 +395,7 @@ def main() -> None:
     elif arguments.stage == "latents":
         encode_scenes(arguments.work, count=5120, seed=arguments.seed)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, steps=arguments.steps or 2700, batch=24, peak=1.2e-3, seed=arguments.seed)
+        train_unet(arguments.work, steps=arguments.steps or 2400, batch=24, peak=1.2e-3, seed=arguments.seed)
     else:
         train_decoder(arguments.work, steps=arguments.steps or 1000, peak=5e-4, seed=arguments.seed)
 

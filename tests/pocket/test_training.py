@@ -15,7 +15,7 @@ from copier.diffusion.schedule import alphas_cumprod  # noqa: E402
 from copier.pocket import train  # noqa: E402
 from copier.pocket.architecture import (  # noqa: E402
     LATENT_SCALE,
-    TRAINED_TEXT_LAYERS,
+    RANDOM_TEXT_LAYERS,
     build_autoencoder,
     build_text_encoder,
 )
@@ -71,12 +71,12 @@ def test_noise_weights_have_mean_one_and_favour_high_noise() -> None:
     assert (weights[1:] >= weights[:-1] - 1e-6).all()
 
 
-def test_text_layers_past_the_trained_ones_are_identities() -> None:
+def test_text_layers_past_the_first_two_start_as_identities() -> None:
     model = build_text_encoder(30)
     tokens = torch.randint(0, 30, (2, 77))
     states = model(tokens, output_hidden_states=True).hidden_states
-    assert torch.equal(states[TRAINED_TEXT_LAYERS], states[-1])
-    assert not torch.allclose(states[0], states[TRAINED_TEXT_LAYERS])
+    assert torch.equal(states[RANDOM_TEXT_LAYERS], states[-1])
+    assert not torch.allclose(states[0], states[RANDOM_TEXT_LAYERS])
 
 
 def test_captions_become_rows_of_the_scene_words_only() -> None:
