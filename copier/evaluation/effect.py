@@ -168,8 +168,13 @@ class StripResult:
     @property
     def rises(self) -> bool:
         """Whether the mean projection rises from every weight to the next."""
+        return self.smallest_rise is not None and self.smallest_rise > 0
+
+    @property
+    def smallest_rise(self) -> float | None:
+        """Smallest rise of the mean projection from a weight to the next; None below two weights."""
         known = [f.projection for f in self.weights if f.projection is not None]
-        return len(known) > 1 and all(low < high for low, high in itertools.pairwise(known))
+        return min((high - low for low, high in itertools.pairwise(known)), default=None)
 
 
 def effect_strip(

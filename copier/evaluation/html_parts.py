@@ -111,7 +111,7 @@ def check_list(checks: tuple[Check, ...]) -> Markup:
             "li",
             tag("b", "✓" if check.passed else "✗", class_="yes" if check.passed else "no"),
             f"{check.label}: {number(check.value)} "
-            f"({'at least' if check.at_least else 'at most'} {number(check.limit)})",
+            f"({check.relation} {number(check.limit)})",
         )
         for check in checks
     )

@@ -64,19 +64,30 @@ class StageLine:
 
 @dataclass(frozen=True)
 class Check:
-    """A figure that must keep a limit; ``value`` None (not measured) does not keep it."""
+    """A figure that must keep a limit; ``value`` None (not measured) does not keep it.
+
+    ``strict``: the limit itself does not do.
+    """
 
     label: str
     value: float | None
     limit: float
     at_least: bool
+    strict: bool = False
 
     @property
     def passed(self) -> bool:
         """Whether the value keeps the limit."""
-        if self.value is None:
+        if self.value is None or (self.strict and self.value == self.limit):
             return False
         return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    @property
+    def relation(self) -> str:
+        """How the value must stand to the limit, in words."""
+        if self.strict:
+            return "above" if self.at_least else "below"
+        return "at least" if self.at_least else "at most"
 
 
 @dataclass(frozen=True)

@@ -213,5 +213,6 @@ def _check(check: Check) -> Json:
         "value": _number(check.value),
         "limit": _number(check.limit),
         "at_least": check.at_least,
+        "strict": check.strict,
         "passed": check.passed,
     }

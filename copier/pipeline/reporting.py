@@ -12,6 +12,7 @@ import numpy as np
 
 from copier.evaluation.comparison import compare
 from copier.evaluation.effect import StripResult
+from copier.evaluation.gate import ENOUGH
 from copier.evaluation.report_data import (
     Check,
     ClosenessReport,
@@ -30,7 +31,7 @@ from copier.pipeline.measure import closeness_result, gate_result, known_edit, s
 from copier.pipeline.plan import Draws, PlannedStage
 from copier.pipeline.runner import FinishedRun
 from copier.recipe import EvaluateStage, GateStage
-from copier.request import Edit, Generated
+from copier.request import Edit, Generated, PictureFile
 
 MORE_EFFECT = 0.3
 """Goal: effect at +1 of the LoRA less that of the control, at least."""
@@ -40,6 +41,10 @@ PROJECTION = 0.35
 """Goal: projection at +1, at least."""
 OPPOSITE = -0.2
 """Goal: projection at -1, at most."""
+CEILING = 0.6
+"""Goal for ``CLEAR_EDITS``: the autoencoder's ceiling at +1, at least."""
+CLEAR_EDITS = ("grayscale", "outline", "high_contrast")
+"""Edits that the autoencoder must be able to show; others may be finer than it, with any ceiling."""
 
 
 def file_stem(run: FinishedRun) -> str:
@@ -129,6 +134,7 @@ def _gate_checks(gate: GateReport) -> tuple[Check, ...]:
     spec, result = gate.spec, gate.result
     near = float(result.within(spec.single_limit))
     return (
+        Check("Gate: pictures drawn", len(result.distances), ENOUGH, at_least=True),
         Check("Gate: median distance", result.median, spec.median_limit, at_least=False),
         Check(
             f"Gate: pictures within {spec.single_limit:g}",
@@ -173,7 +179,12 @@ def _result(run: FinishedRun, files: Mapping[str, Path], name: str, shared: Coll
         ideals=None if edit is None else np.stack([np.clip(edit(x), 0, 1) for x in base]),
         closeness=closeness,
         losses=_losses(run, own),
-        checks=(*_closeness_checks(closeness), *_strip_checks(strip, control)),
+        checks=(
+            Check("Evaluation: pairs of prompt and seed", len(base), ENOUGH, at_least=True),
+            *_closeness_checks(closeness),
+            *_strip_checks(strip, control),
+            *_ceiling_checks(strip, b),
+        ),
         files=tuple(path.name for stage, path in files.items() if _is_own(run, stage)),
     )
 
@@ -212,12 +223,22 @@ def _strip_checks(strip: Strip, control: Strip | None) -> tuple[Check, ...]:
             Check("Leakage at +1 over the control's", against.leakage_ratio, LESS_LEAKAGE, at_least=False),
         ]
     if ours.best is not None:
-        checks.append(Check("Effect at the best weight", ours.best.effect, 0.0, at_least=True))
+        checks.append(Check("Effect at the best weight", ours.best.effect, 0.0, at_least=True, strict=True))
     if plus is not None:
         checks.append(Check("Projection at +1", plus.projection, PROJECTION, at_least=True))
     if minus is not None:
         checks.append(Check("Projection at −1", minus.projection, OPPOSITE, at_least=False))
+    if len(ours.weights) > 1:
+        label = "Projection: smallest rise from a weight to the next"
+        checks.append(Check(label, ours.smallest_rise, 0.0, at_least=True, strict=True))
     return tuple(checks)
+
+
+def _ceiling_checks(strip: Strip, b: Edit | PictureFile) -> tuple[Check, ...]:
+    plus = strip.figures.at(1.0) if isinstance(strip.figures, StripResult) else None
+    if plus is None or not isinstance(b, Edit) or b.name not in CLEAR_EDITS:
+        return ()
+    return (Check("Ceiling at +1", plus.ceiling, CEILING, at_least=True),)
 
 
 def _losses(run: FinishedRun, keys: Collection[str]) -> tuple[LossCurve, ...]:

@@ -35,7 +35,7 @@ KEYS = {
     "results.seeds": "seeds rows",
     "results.seeds.rows": "label lora control",
     "results.seeds.rows.lora": "mean low high count",
-    "results.checks": "label value limit at_least passed",
+    "results.checks": "label value limit at_least strict passed",
     "losses": "label steps losses",
     "stages": "name kind status reason seconds",
 }

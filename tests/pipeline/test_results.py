@@ -16,6 +16,7 @@ from copier.codec import load_recipe, recipe_from_json, recipe_from_text, recipe
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.evaluation.effect import effect_strip
+from copier.evaluation.report_data import Check
 from copier.images.effects import grayscale
 from copier.ops.lora_file import read_lora
 from copier.pipeline import results
@@ -221,7 +222,7 @@ def test_the_report_has_the_figures_that_the_pictures_have(published):
     assert [curve["label"] for curve in told["losses"]] == ["copier"]
     assert sorted(curve["label"] for curve in result["losses"]) == ["control", "wide"]
     labels = [check["label"] for check in (*told["checks"], *result["checks"])]
-    assert len(labels) == len(set(labels)) == 8
+    assert len(labels) == len(set(labels)) == 12
 
 
 def test_the_checks_compare_the_figures_with_the_goals(published):
@@ -237,7 +238,35 @@ def test_the_checks_compare_the_figures_with_the_goals(published):
     assert checks["Projection at +1"]["value"] == pytest.approx(ours["projection"], abs=1e-6)
     for check in checks.values():
         good = check["value"] >= check["limit"] if check["at_least"] else check["value"] <= check["limit"]
-        assert check["passed"] == good
+        assert check["passed"] == (good and not (check["strict"] and check["value"] == check["limit"]))
+    assert {label for label, check in checks.items() if check["strict"]} == {
+        "Effect at the best weight",
+        "Projection: smallest rise from a weight to the next",
+    }
+    rise = checks["Projection: smallest rise from a weight to the next"]
+    weights = told["results"][0]["lora"]["weights"]
+    assert rise["value"] == pytest.approx(weights[1]["projection"] - weights[0]["projection"], abs=2e-6)
+    assert checks["Ceiling at +1"]["value"] == weights[1]["ceiling"]
+    assert checks["Ceiling at +1"]["limit"] == 0.6
+    for label, count in (("Gate: pictures drawn", 3), ("Evaluation: pairs of prompt and seed", 3)):
+        assert (checks[label]["value"], checks[label]["limit"], checks[label]["passed"]) == (count, 16, False)
+
+
+@pytest.mark.parametrize(("edit", "count"), [("high_contrast", 1), ("blur", 0)])
+def test_the_ceiling_has_a_goal_only_for_edits_that_every_autoencoder_shows(tmp_path, edit, count):
+    request = make_request(tmp_path, b=Edit(edit))
+    execute_and_publish(request, tmp_path / "data", FakeWorker())
+    told = json.loads((request.out / "report.json").read_text(encoding="utf-8"))
+    labels = [check["label"] for check in told["results"][0]["checks"]]
+    assert labels.count("Ceiling at +1") == count
+    assert told["results"][0]["lora"]["weights"][1]["ceiling"] is not None
+
+
+def test_a_strict_check_is_missed_at_its_limit():
+    assert Check("x", 0.0, 0.0, at_least=True).passed
+    assert not Check("x", 0.0, 0.0, at_least=True, strict=True).passed
+    assert Check("x", 1e-9, 0.0, at_least=True, strict=True).passed
+    assert not Check("x", None, 0.0, at_least=True, strict=True).passed
 
 
 def test_runs_of_the_same_edit_get_names_of_their_own_in_the_report(published):

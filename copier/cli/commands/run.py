@@ -181,7 +181,8 @@ def outcome_text(data: dict[str, Any]) -> str:
     if checks["count"]:
         lines.append(("checks", f"{checks['passed']} of {checks['count']} passed"))
         for one in checks["missed"]:
-            wanted = f"{'at least' if one['at_least'] else 'at most'} {number(one['limit'])}"
+            relation = ("at most", "at least") if not one["strict"] else ("below", "above")
+            wanted = f"{relation[one['at_least']]} {number(one['limit'])}"
             lines.append(("", f"missed: {one['label']} {number(one['value'])}, wanted {wanted}"))
     reused, count = data["reused"], len(data["stages"])
     lines.append(("stages", f"{reused} of {count} stages reused, {data['seconds']:.0f} s"))
