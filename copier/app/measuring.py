@@ -29,6 +29,7 @@ from copier.recipe import EvaluateStage, Recipe
 from copier.request import Edit
 from copier.training.client import BuiltinWorker
 from copier.training.protocol import ReconstructRequest, SampleRequest
+from copier.version import program
 
 _USUAL_RECIPE = "copier-quick"
 _SMALL_RECIPE = "copier-quick-pocket"
@@ -221,6 +222,7 @@ def _report(
         a_prompt=pairs[0][0],
         checkpoint=request.checkpoint.name,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        program=program(),
         notes=(
             "There is no pair here: A is the checkpoint's picture of the first prompt, B what the "
             f"{'LoRA makes' if edit is None else 'edit makes'} of it.",

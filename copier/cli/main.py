@@ -8,19 +8,17 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from copier.cli.parser import build_parser
 from copier.cli.session import Answer, Embedded, Session, StopSignals
 from copier.errors import Cancelled, CopierError
+from copier.version import program
 
 OK, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
-_DISTRIBUTION = "sd-webui-copier"
 
 
 def run_command(argv: Sequence[str] | None, embedded: Embedded) -> int:
@@ -84,22 +82,9 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def program_version() -> str:
-    """The installed version; in a plain checkout that of its pyproject.toml."""
-    from importlib import metadata
-
-    try:
-        return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-        text = project.read_text(encoding="utf-8") if project.is_file() else ""
-        found = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
-        return found[1] if found else "unknown"
-
-
 class _Version(argparse.Action):
     """--version: looked up only when asked for, because that takes a while."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"copier {program_version()}")
+        print(program())
         parser.exit()

@@ -32,6 +32,7 @@ from copier.pipeline.plan import Draws, PlannedStage
 from copier.pipeline.runner import FinishedRun
 from copier.recipe import EvaluateStage, GateStage
 from copier.request import Edit, Generated, PictureFile
+from copier.version import program
 
 MORE_EFFECT = 0.3
 """Goal: effect at +1 of the LoRA less that of the control, at least."""
@@ -79,6 +80,7 @@ def report_data(runs: Sequence[FinishedRun], published: Sequence[Mapping[str, Pa
         recipe=first.request.recipe.title,
         checkpoint=first.request.checkpoint.name,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        program=program(),
         gate=gate,
         losses=_losses(first, shared),
         stages=_lines(runs),

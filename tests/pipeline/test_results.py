@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from copier.pipeline.results import (
 )
 from copier.pipeline.store import StageStore
 from copier.request import Edit, PictureFile
+from copier.version import program
 
 LORAS = {"copier", "wide", "sum", "lora", "control"}
 
@@ -200,6 +202,8 @@ def test_the_report_has_the_figures_that_the_pictures_have(published):
     _, done, files = published
     written = report([done], [files])
     told = json.loads(written.json.read_text(encoding="utf-8"))
+    assert told["program"] == program()
+    assert re.fullmatch(r"copier \d+\.\d+.*", told["program"])
     gate = done.entries["gate"].record.outcome
     assert told["gate"]["median"] == pytest.approx(gate["median"], abs=1e-6)
     assert told["gate"]["within"] == gate["within"]
