@@ -31,7 +31,7 @@ def create_temporary(target: Path) -> tuple[BinaryIO, Path]:
 
 def remove_leftovers(target: Path) -> None:
     """Remove temporary files for ``target`` that no living process holds."""
-    pattern = f".{glob.escape(target.name)}.*.tmp"
+    pattern = f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"
     for place in target.parent.glob(pattern):
         with contextlib.suppress(OSError), open(place, "r+b") as file:
             if not _lock(file, unknown=False):

@@ -94,7 +94,7 @@ def prepare_folder(out: Path) -> None:
             f"the output folder {out} cannot be written: {error.strerror}; choose another with --out"
         ) from error
     for leftover in out.glob(".*.tmp"):
-        target = re.match(r"\.(.+)\.[0-9a-f]+\.tmp$", leftover.name)
+        target = re.match(r"\.(.+)\.[0-9a-f]{8}\.tmp$", leftover.name)
         if target:
             remove_leftovers(out / target[1])
 

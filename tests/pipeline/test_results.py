@@ -333,16 +333,16 @@ def test_leftovers_in_the_output_folder_are_swept_unless_someone_is_writing_them
     prepare_folder(out)
     living, place = create_temporary(out / "lora.safetensors")
     (out / ".lora.safetensors.0123abcd.tmp").write_text("dead")
-    (out / ".report.html.4711.tmp").write_text("dead")
-    (out / ".mine.tmp").write_text("not ours")
+    (out / ".report.html.00004711.tmp").write_text("dead")
+    theirs = [".mine.tmp", ".notes.1.tmp", ".lora.safetensors.old.tmp", ".lora.safetensors.0123abcde.tmp"]
+    for name in theirs:
+        (out / name).write_text("not ours")
     (out / "lora.safetensors").write_text("whole")
     prepare_folder(out)
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        [place.name, ".mine.tmp", "lora.safetensors"]
-    )
+    assert sorted(path.name for path in out.iterdir()) == sorted([place.name, *theirs, "lora.safetensors"])
     living.close()
     prepare_folder(out)
-    assert sorted(path.name for path in out.iterdir()) == [".mine.tmp", "lora.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*theirs, "lora.safetensors"])
 
 
 def test_the_published_pair_is_the_stored_one(published):
