@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from copier.app.settings import Settings
 from copier.errors import BadInput
-from copier.pipeline.store import StageStore
+from copier.pipeline.store import Entry, StageStore
 
 _DAY = 86_400.0
 
@@ -26,33 +26,42 @@ class CachedStage:
 
 def cached_stages(settings: Settings) -> tuple[CachedStage, ...]:
     """All finished stages, the newest first."""
-    return tuple(
-        CachedStage(
-            key=entry.record.key,
-            kind=entry.record.kind,
-            name=entry.record.name,
-            size=entry.size,
-            created=entry.record.created,
-            seconds=entry.record.seconds,
-        )
-        for entry in StageStore(settings.stages).entries()
-    )
+    return tuple(map(_described, StageStore(settings.stages).entries()))
 
 
 def prune(settings: Settings, *, keep_days: float) -> tuple[CachedStage, ...]:
     """Delete the stages older than ``keep_days``, and leftovers of killed runs; what was deleted.
 
+    Several may prune at once.
+
     Raises:
-        BadInput: ``keep_days`` is negative.
+        BadInput: ``keep_days`` is negative, or a run is at work: it may need any stage, also an old one.
     """
     if not keep_days >= 0:
         raise BadInput(f"the number of days to keep is {keep_days:g}: it must be 0 or more")
     store = StageStore(settings.stages)
+    if store.in_use():
+        raise BadInput(
+            f"a run is making a stage in {settings.stages} and may need those that are there: prune when "
+            "it has ended"
+        )
     limit = time.time() - keep_days * _DAY
-    old = [one for one in cached_stages(settings) if one.created <= limit]
-    keys = {one.key for one in old}
+    removed = []
     for entry in store.entries():
-        if entry.record.key in keys:
-            store.remove(entry)
+        stage = _described(entry)
+        if stage.created <= limit and store.remove(entry):
+            removed.append(stage)
     store.remove_leftovers()
-    return tuple(old)
+    return tuple(removed)
+
+
+def _described(entry: Entry) -> CachedStage:
+    record = entry.record
+    return CachedStage(
+        key=record.key,
+        kind=record.kind,
+        name=record.name,
+        size=entry.size,
+        created=record.created,
+        seconds=record.seconds,
+    )

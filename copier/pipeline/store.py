@@ -72,8 +72,11 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        """Bytes on disk; 0 where another process has deleted the stage meanwhile."""
+        try:
+            return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        except FileNotFoundError:
+            return 0
 
 
 class StageStore:
@@ -174,9 +177,32 @@ class StageStore:
         found = [Entry(folder, record) for folder, record in records if record is not None]
         return sorted(found, key=lambda entry: -entry.record.created)
 
-    def remove(self, entry: Entry) -> None:
-        """Delete one finished stage."""
-        self._delete(entry.folder)
+    def remove(self, entry: Entry) -> bool:
+        """Delete one finished stage; False where another process has just done so."""
+        try:
+            self._delete(entry.folder)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def in_use(self) -> bool:
+        """Whether a run is at work here: one that makes a stage holds the lock of its folder.
+
+        Where folders cannot be locked (Windows), a temporary folder younger than a day counts.
+        """
+        for folder in self.root.glob(f"{_TEMPORARY}*"):
+            try:
+                lock = _lock(folder)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                if _age(folder) < _OLD_SECONDS:
+                    return True
+                continue
+            if lock is None:
+                return True
+            _unlock(lock)
+        return False
 
     def remove_leftovers(self) -> int:
         """Delete the temporary folders of runs that no longer live; returns how many."""
