@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -232,3 +234,19 @@ print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]), f
     )
     assert json.loads(run.stderr.splitlines()[-1]) == [0, []]
     assert "usage" in run.stdout.lower()
+
+
+def _processor_seconds(*arguments: str) -> float:
+    """User and system time of a Python process, which a busy machine does not change much."""
+    before = os.times()
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not count the time of child processes")
+def test_help_costs_hardly_more_than_starting_python() -> None:
+    runs = [(_processor_seconds("-c", ""), _processor_seconds("-m", "copier", "--help")) for _ in range(5)]
+    bare, ours = (statistics.median(times) for times in zip(*runs, strict=True))
+    assert bare > 0
+    assert ours - bare <= 0.15
