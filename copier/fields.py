@@ -88,7 +88,11 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "min_timestep": Field("First timestep", "Smallest timestep that is drawn.", 0, 999),
         "max_timestep": Field("Last timestep", "Timesteps below this one are drawn.", 1, 1000),
         "resolution": Field(
-            "Resolution", "Side in pixels; 0 takes the picture's own size.", 0, 4096, unit="px"
+            "Resolution",
+            "Longer side that the pictures must have, and the side of a generated A; 0: any size.",
+            0,
+            4096,
+            unit="px",
         ),
         "precision": Field("Precision", "Number format of the frozen weights in training."),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),

@@ -235,3 +235,21 @@ def _check_pair(request: RunRequest) -> None:
                 f"{pictures['B'].height} px: a pair must have one size; make B by editing the A that an "
                 "earlier run drew, and give both as files"
             )
+    if "A" in pictures:
+        _check_resolution(request, pictures["A"].size)
+    elif isinstance(a, Generated):
+        side = original_side(request.recipe, a)
+        _check_resolution(request, (side, side))
+
+
+def _check_resolution(request: RunRequest, size: tuple[int, int]) -> None:
+    """Refuse a pair that has not every training's resolution: nothing scales pictures."""
+    remedy = "draw A in that size" if isinstance(request.a, Generated) else "scale the pictures"
+    for stage in request.recipe.trainings():
+        wanted = stage.training.resolution
+        if wanted and max(size) != wanted:
+            raise BadPicture(
+                f"the pair is {size[0]} x {size[1]} px, but the training {stage.name!r} has a resolution of "
+                f"{wanted} px, the limit for the longer side: {remedy}, or add --set training.resolution=0 "
+                "to train at the pictures' own size"
+            )

@@ -12,12 +12,12 @@ import pytest
 from copier.app import service
 from copier.app.demo import DIFFERENCE_RECIPE, EDIT, RECIPE, SECOND_EDIT, demo_requests
 from copier.app.settings import Settings, default_data_folder
-from copier.codec import load_recipe
-from copier.errors import BadInput, Cancelled
+from copier.codec import load_recipe, with_value
+from copier.errors import BadInput, BadPicture, Cancelled
 from copier.pipeline.plan import plan
 from copier.progress import CancelToken
 from copier.recipe import with_control
-from copier.request import Edit, PictureFile, RunRequest
+from copier.request import Edit, Generated, PictureFile, RunRequest
 
 
 @pytest.fixture
@@ -109,6 +109,43 @@ def test_the_data_folder_is_what_the_environment_says(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
     assert default_data_folder() != tmp_path
     assert default_data_folder().name in ("copier",)
+
+
+@pytest.mark.parametrize(
+    ("a", "size"), [(PictureFile(Path("a.png")), "64 x 64"), (Generated("x", size=128), "128 x 128")]
+)
+def test_pictures_of_another_size_than_the_resolution_are_refused_before_anything_is_written(
+    folder: Path, request_: RunRequest, doubles: ModuleType, worker: Any, a: Any, size: str
+) -> None:
+    settings = Settings(folder / "data")
+    request = replace(request_, a=a)
+    service.check(request, settings)
+    recipe = with_value(request.recipe, "lora.training.resolution=256")
+    before = doubles.tree(folder)
+    message = rf"{size} px.*'lora'.*256 px.*, or add --set training\.resolution=0"
+    with pytest.raises(BadPicture, match=message):
+        service.execute([replace(request, recipe=recipe)], settings)
+    assert doubles.tree(folder) == before
+    assert worker.calls == []
+
+
+def test_the_longer_side_is_the_one_that_has_the_resolution(
+    folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    wide = PictureFile(doubles.write_picture(folder / "wide.png", 128, 64))
+    request = replace(request_, a=wide)
+    for resolution in (0, 128):
+        recipe = with_value(request.recipe, f"training.resolution={resolution}")
+        service.check(replace(request, recipe=recipe), Settings(folder / "data"))
+    with pytest.raises(BadPicture, match=r"128 x 64 px.*64 px, the limit.*scale the pictures"):
+        recipe = with_value(request.recipe, "training.resolution=64")
+        service.check(replace(request, recipe=recipe), Settings(folder / "data"))
+
+
+def test_a_generated_original_has_the_resolution(folder: Path, request_: RunRequest) -> None:
+    recipe = with_value(request_.recipe, "training.resolution=256")
+    request = replace(request_, recipe=recipe, a=Generated("x"))
+    service.check(request, Settings(folder / "data"))
 
 
 def test_the_full_demo_shares_the_copier_between_its_runs(folder: Path) -> None:
