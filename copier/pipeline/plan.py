@@ -275,14 +275,22 @@ def caption_file(request: RunRequest, stage: TrainStage) -> Path | None:
     It has the picture's name and the ending ``.txt``, beside the picture or in the request's folder.
     A generated or edited picture takes that of A; where there is none, the captions are empty.
     """
+    path = caption_place(request, stage)
+    return path if path is not None and path.is_file() else None
+
+
+def caption_place(request: RunRequest, stage: TrainStage) -> Path | None:
+    """Where the caption file is looked for, whether it is there or not.
+
+    None for another caption policy, and for a generated A, which has no name.
+    """
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return None
     source = request.a if stage.pictures == "a" or isinstance(request.b, Edit) else request.b
     if not isinstance(source, PictureFile):
         return None
     folder = request.captions or source.path.parent
-    path = folder / f"{source.path.stem}.txt"
-    return path if path.is_file() else None
+    return folder / f"{source.path.stem}.txt"
 
 
 def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...]) -> Draws:

@@ -30,9 +30,9 @@ from copier.pipeline.measure import (
     known_edit,
     strip_figures,
 )
-from copier.pipeline.plan import Plan, PlannedStage, caption_file, original_side
+from copier.pipeline.plan import Plan, PlannedStage, caption_file, caption_place, original_side
 from copier.pipeline.store import Entry
-from copier.progress import CancelToken, Observer
+from copier.progress import CancelToken, Observer, ProgressEvent
 from copier.recipe import (
     CaptionPolicy,
     DifferenceStage,
@@ -181,7 +181,12 @@ def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
     path = caption_file(context.request, stage)
-    return (path.read_text(encoding="utf-8") if path else "",)
+    if path is not None:
+        return (path.read_text(encoding="utf-8"),)
+    place = caption_place(context.request, stage)
+    why = "A is generated and has no caption file" if place is None else f"there is no caption file {place}"
+    context.observer(ProgressEvent(context.stage.name, message=f"trains with an empty caption: {why}"))
+    return ("",)
 
 
 def draw(context: Context) -> Json:

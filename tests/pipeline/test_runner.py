@@ -332,8 +332,12 @@ def test_captions_from_files_reach_the_trainer(tmp_path):
     a, b = picture(tmp_path / "first.png", 30), picture(tmp_path / "second.png", 90)
     (tmp_path / "first.txt").write_text("a cat, sitting", encoding="utf-8")
     recipe = with_value(every_kind(), 'training.captions={"policy": "files"}')
-    worker = FakeWorker()
-    execute(make_request(tmp_path, a=a, b=b, recipe=recipe), tmp_path / "data", worker)
+    worker, events = FakeWorker(), []
+    execute(
+        make_request(tmp_path, a=a, b=b, recipe=recipe), tmp_path / "data", worker, observer=events.append
+    )
+    empty = f"trains with an empty caption: there is no caption file {tmp_path / 'second.txt'}"
+    assert [one.stage for one in events if one.message == empty] == ["wide", "control"]
     captions = {one.stage: one.captions for one in worker.requests if hasattr(one, "captions")}
     assert captions == {"copier": ("a cat, sitting",), "wide": ("",), "control": ("",)}
 
