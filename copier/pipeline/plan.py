@@ -21,6 +21,7 @@ from copier.recipe import (
     DifferenceStage,
     EvaluateStage,
     GateStage,
+    Precision,
     Recipe,
     ResizeStage,
     StageSpec,
@@ -129,6 +130,15 @@ def original_side(recipe: Recipe, generated: Generated) -> int:
     return generated.size or largest or SMALLEST_SIDE
 
 
+def drawing_precision(recipe: Recipe) -> Precision:
+    """Number format in which pictures are drawn and reconstructed: that of the first training.
+
+    So the worker need not load the checkpoint again between training and drawing. A generated
+    original is drawn in fp32 all the same: no number of a training may change it.
+    """
+    return next((stage.training.precision for stage in recipe.trainings()), Precision.FP32)
+
+
 class _Builder:
     """Gathers the planned stages; each method adds the stages that one part of the request needs."""
 
@@ -136,6 +146,8 @@ class _Builder:
         self.request = request
         self.digest = digest
         self.checkpoint = digest(request.checkpoint)
+        # What a stage that draws or reconstructs depends on, besides its own numbers.
+        self.model = {"checkpoint": self.checkpoint, "precision": drawing_precision(request.recipe).value}
         self.stages: dict[str, PlannedStage] = {}
         self.draws: dict[str, Draws] = {}
 
@@ -202,11 +214,10 @@ class _Builder:
         if stage.pictures == "a":
             base = self._draw(f"{stage.name}.base", common)
             needs = {"pictures": drawn, "base": base, "picture": "a"}
-            self._put(stage.name, "gate", {"checkpoint": self.checkpoint, **limits}, needs, stage)
+            self._put(stage.name, "gate", {**self.model, **limits}, needs, stage)
         else:
             needs = {"pictures": drawn, "a": "a", "picture": "b"}
-            numbers = {"checkpoint": self.checkpoint, **limits}
-            self._put(stage.name, "closeness", numbers, needs, stage)
+            self._put(stage.name, "closeness", {**self.model, **limits}, needs, stage)
 
     def _evaluate(self, stage: EvaluateStage) -> None:
         common = _common_draws(stage, (stage.guidance,))
@@ -215,7 +226,7 @@ class _Builder:
             if lora:
                 name = f"{stage.name}.{role}"
                 needs[role] = self._draw(name, common, strip=lora, weights=stage.weights)
-        numbers: dict[str, Any] = {"checkpoint": self.checkpoint, "floor": stage.floor}
+        numbers: dict[str, Any] = {**self.model, "floor": stage.floor}
         if isinstance(self.request.b, Edit):
             numbers |= _edit_numbers(self.request.b)
         self._put(stage.name, "evaluate", numbers, needs, stage)
@@ -234,7 +245,7 @@ class _Builder:
         if strip:
             needs["strip"] = strip
         numbers = {
-            "checkpoint": self.checkpoint,
+            **self.model,
             "prompts": list(draws.prompts),
             "seeds": list(draws.seeds),
             "guidance": list(draws.guidance),

@@ -30,7 +30,14 @@ from copier.pipeline.measure import (
     known_edit,
     strip_figures,
 )
-from copier.pipeline.plan import Plan, PlannedStage, caption_file, caption_place, original_side
+from copier.pipeline.plan import (
+    Plan,
+    PlannedStage,
+    caption_file,
+    caption_place,
+    drawing_precision,
+    original_side,
+)
 from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer, ProgressEvent
 from copier.recipe import (
@@ -208,6 +215,7 @@ def draw(context: Context) -> Json:
                 guidance=draws.guidance,
                 width=width,
                 height=height,
+                precision=drawing_precision(context.request.recipe),
                 stage=context.stage.name,
             )
         )
@@ -317,6 +325,7 @@ def _reconstruct(context: Context, pictures: list[Picture]) -> None:
             checkpoint=context.request.checkpoint,
             pictures=paths,
             out=context.folder / IDEAL,
+            precision=drawing_precision(context.request.recipe),
             stage=context.stage.name,
         ),
         observer=context.observer,

@@ -33,6 +33,7 @@ from copier.pipeline.store import RECORD, StageStore
 from copier.progress import CancelToken, ProgressEvent
 from copier.recipe import (
     DifferenceStage,
+    Precision,
     RankMethod,
     RankPolicy,
     Recipe,
@@ -353,3 +354,13 @@ def test_losses_and_figures_are_kept_with_the_stage(finished):
     assert figures["lora"][0]["ceiling"] is None
     assert 0 < figures["lora"][1]["ceiling"] <= 1
     assert figures["lora"] != figures["control"]
+
+
+def test_the_checkpoint_is_drawn_in_the_precision_in_which_it_is_trained_but_the_original_in_fp32(tmp_path):
+    recipe = with_value(every_kind(), "training.precision=bf16")
+    worker = FakeWorker()
+    execute(make_request(tmp_path, recipe=recipe), tmp_path / "data", worker)
+    found = {one.stage: one.precision for one in worker.requests if hasattr(one, "precision")}
+    assert found.pop("a") is Precision.FP32
+    assert set(found.values()) == {Precision.BF16}
+    assert {"gate", "gate.pictures", "second", "evaluate", "evaluate.base", "evaluate.lora"} <= set(found)
