@@ -13,6 +13,7 @@ from pathlib import Path
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import Header, read_header
+from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
@@ -142,6 +143,8 @@ def check_checkpoint(path: Path) -> Header:
         )
     if missing := identity.details.get("vae"):
         raise BadCheckpoint(f"{path.name} has no autoencoder ({missing}): use a whole checkpoint")
+    if problem := sd1_problem(header):
+        raise BadCheckpoint(f"{path.name} {problem}: give a whole Stable Diffusion 1.x checkpoint")
     return header
 
 
@@ -238,8 +241,8 @@ def _check_pair(request: RunRequest) -> None:
     if "A" in pictures:
         _check_resolution(request, pictures["A"].size)
     elif isinstance(a, Generated):
-        side = original_side(request.recipe, a)
-        _check_resolution(request, (side, side))
+        width = original_side(request.recipe, a)
+        _check_resolution(request, (width, width))
 
 
 def _check_resolution(request: RunRequest, size: tuple[int, int]) -> None:

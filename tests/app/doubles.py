@@ -17,6 +17,7 @@ from PIL import Image
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.family import Family
+from copier.checkpoint.shapes import Widths, sd1_shapes
 from copier.checkpoint.writer import write_tensors
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.progress import ProgressEvent
@@ -25,20 +26,13 @@ from copier.training.protocol import PicturesResult, TrainResult
 WIDTH = 8
 BLOCK = "lora_unet_mid_block_attentions_0_"
 SHAPES = {BLOCK + "proj_in": (WIDTH, WIDTH, 1, 1), BLOCK + "transformer_blocks_0_attn2_to_q": (WIDTH, WIDTH)}
-_LDM = "model.diffusion_model.middle_block.1."
 
 
 def write_checkpoint(path: Path, **more: torch.Tensor) -> Path:
-    """What is recognised as a small SD 1.x checkpoint, and takes LoRAs of ``SHAPES``."""
-    tensors = {
-        "model.diffusion_model.input_blocks.0.0.weight": torch.randn(WIDTH, 4, 3, 3),
-        f"{_LDM}proj_in.weight": torch.randn(WIDTH, WIDTH, 1, 1),
-        f"{_LDM}transformer_blocks.0.attn2.to_q.weight": torch.randn(WIDTH, WIDTH),
-        "cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.ones(WIDTH),
-        "first_stage_model.decoder.conv_in.weight": torch.randn(WIDTH, 4, 3, 3),
-        **more,
-    }
-    write_tensors(path, tensors)
+    """What is a small SD 1.x checkpoint in names and shapes, and takes LoRAs of ``SHAPES``."""
+    widths = Widths(unet=(WIDTH,) * 4, autoencoder=(WIDTH,) * 4, text=WIDTH, feed_forward=WIDTH)
+    tensors = {key: torch.randn(shape) for key, shape in sd1_shapes(widths).items()}
+    write_tensors(path, {**tensors, **more})
     return path
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.writer import write_tensors
 
 PAIR = ("--a", "a.png", "--b", "b.png")
@@ -43,6 +44,20 @@ def gray(folder: Path) -> None:
 def truncated_checkpoint(folder: Path) -> None:
     content = (folder / "base.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(content[:-100])
+
+
+def incomplete(folder: Path) -> None:
+    with TensorReader(folder / "base.safetensors") as reader:
+        tensors = {key: reader.tensor(key) for key in reader.header.tensors}
+    del tensors["model.diffusion_model.out.2.bias"]
+    write_tensors(folder / "part.safetensors", tensors)
+
+
+def inpainting(folder: Path) -> None:
+    with TensorReader(folder / "base.safetensors") as reader:
+        tensors = {key: reader.tensor(key) for key in reader.header.tensors}
+    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, 9, 3, 3)
+    write_tensors(folder / "paint.safetensors", tensors)
 
 
 def pickled(folder: Path) -> None:
@@ -201,6 +216,16 @@ CASES = {
         ("run", "short.json", "--checkpoint", "cut.safetensors", *PAIR),
         ("truncated", "again"),
         truncated_checkpoint,
+    ),
+    "an incomplete checkpoint": Case(
+        ("run", "short.json", "--checkpoint", "part.safetensors", *PAIR),
+        ("part.safetensors", "incomplete", "out.2.bias", "whole Stable Diffusion 1.x"),
+        incomplete,
+    ),
+    "an inpainting checkpoint": Case(
+        ("run", "short.json", "--checkpoint", "paint.safetensors", *PAIR),
+        ("paint.safetensors", "9 latent channels", "not 4"),
+        inpainting,
     ),
     "another safetensors file": Case(
         ("run", "short.json", "--checkpoint", "other.safetensors", *PAIR),
