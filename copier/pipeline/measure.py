@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip
+from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip, to_picture
 from copier.evaluation.gate import ClosenessResult, GateResult, closeness, gate
 from copier.images.effects import EFFECTS, Picture, effect_parameters
 from copier.pipeline.files import IDEAL, PICTURE, load_picture, load_stack, plain_pictures, strip_pictures
@@ -72,3 +72,19 @@ def strip_figures(
         return change_strip(base, drawn)
     ideals = {CEILING_WEIGHT: load_stack(folder / IDEAL)} if has_ceiling(request, spec) else {}
     return effect_strip(base, edit, drawn, spec.floor, ideals=ideals)
+
+
+def original_figures(plan: Plan, done: Done, stage: PlannedStage) -> StripResult | None:
+    """Effect of an ``evaluate`` stage's LoRA on A itself, for an edit by hand; else None.
+
+    The ideal is known only there, and is B; the pictures without the LoRA are the copier's.
+    """
+    spec = stage.spec
+    assert isinstance(spec, EvaluateStage)
+    if "original" not in stage.needs:
+        return None
+    name = stage.needs["original"]
+    drawn = strip_pictures(done[name], plan.draws[name])
+    b = load_picture(done[stage.needs["b"]].path(PICTURE))
+    wanted = {weight: drawn[weight] for weight in spec.weights}
+    return effect_strip(drawn[0.0], to_picture(b), wanted, spec.floor)

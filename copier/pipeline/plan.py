@@ -226,10 +226,21 @@ class _Builder:
             if lora:
                 name = f"{stage.name}.{role}"
                 needs[role] = self._draw(name, common, strip=lora, weights=stage.weights)
+        copier = self._copier()
+        if isinstance(self.request.b, PictureFile) and copier:
+            # What the edit makes of other pictures is not known: it is measured on A, which the copier draws.
+            name, weights = f"{stage.name}.original", tuple(sorted({0.0, *stage.weights}))
+            beneath = ((copier, 1.0),)
+            needs["original"] = self._draw(name, common, loras=beneath, strip=stage.lora, weights=weights)
         numbers: dict[str, Any] = {**self.model, "floor": stage.floor}
         if isinstance(self.request.b, Edit):
             numbers |= _edit_numbers(self.request.b)
         self._put(stage.name, "evaluate", numbers, needs, stage)
+
+    def _copier(self) -> str:
+        """The stage whose LoRA draws A, as its gate says; "" in a recipe without one."""
+        gates = (stage for stage in self.request.recipe.stages if isinstance(stage, GateStage))
+        return next((gate.lora for gate in gates if gate.pictures == "a"), "")
 
     def _draw(
         self,

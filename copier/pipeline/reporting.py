@@ -27,7 +27,13 @@ from copier.evaluation.report_data import (
 )
 from copier.images.effects import EFFECTS
 from copier.pipeline.files import LOSSES, PICTURE, load_picture, plain_pictures, strip_pictures
-from copier.pipeline.measure import closeness_result, gate_result, known_edit, strip_figures
+from copier.pipeline.measure import (
+    closeness_result,
+    gate_result,
+    known_edit,
+    original_figures,
+    strip_figures,
+)
 from copier.pipeline.plan import Draws, PlannedStage
 from copier.pipeline.runner import FinishedRun
 from copier.recipe import EvaluateStage, GateStage
@@ -180,6 +186,7 @@ def _result(run: FinishedRun, files: Mapping[str, Path], name: str, shared: Coll
         control=control,
         ideals=None if edit is None else np.stack([np.clip(edit(x), 0, 1) for x in base]),
         closeness=closeness,
+        on_original=original_figures(run.plan, run.entries, stage),
         losses=_losses(run, own),
         checks=(
             Check("Evaluation: pairs of prompt and seed", len(base), ENOUGH, at_least=True),

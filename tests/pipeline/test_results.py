@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_fake import FakeWorker, digests, execute_and_publish, make_request
+from pipeline_fake import FakeWorker, digests, execute, execute_and_publish, make_request
 
 from copier.checkpoint.header import read_header
 from copier.checkpoint.temporary import create_temporary
@@ -19,9 +19,10 @@ from copier.errors import BadInput
 from copier.evaluation.effect import effect_strip
 from copier.evaluation.report_data import Check
 from copier.images.effects import grayscale
+from copier.images.metrics import distance
 from copier.ops.lora_file import read_lora
 from copier.pipeline import results
-from copier.pipeline.files import LORA, PICTURE, load_stack
+from copier.pipeline.files import LORA, PICTURE, load_picture, load_stack
 from copier.pipeline.reporting import file_stem
 from copier.pipeline.results import (
     PROVENANCE_KEY,
@@ -287,6 +288,17 @@ def test_a_hand_edit_is_reported_without_an_effect(tmp_path, published):
     told = json.loads((request.out / "report.json").read_text(encoding="utf-8"))
     assert told["results"][0]["lora"]["measures"] == "change"
     assert "effect" not in told["results"][0]["lora"]["weights"][0]
+    assert "Effect on A itself" in (request.out / "report.html").read_text(encoding="utf-8")
+    # A second route: from the stored pictures, by the definition. They are drawn on base + copier.
+    done = execute(request, tmp_path / "data", FakeWorker())
+    drawn = done.entries["evaluate.original"]
+    assert done.plan.draws["evaluate.original"].loras == (("copier", 1.0),)
+    x, y = load_stack(drawn.path("+0.000")), load_stack(drawn.path("+1.000"))
+    b = load_picture(files["b"])
+    effects = [1 - distance(one, b) / distance(plain, b) for plain, one in zip(x, y, strict=True)]
+    figures = told["results"][0]["on_original"]
+    assert [one["weight"] for one in figures["weights"]] == [-1.0, 1.0]
+    assert figures["weights"][1]["effect"] == pytest.approx(sum(effects) / len(effects), abs=1e-5)
     assert (request.out / "every-kind.safetensors").is_file()
 
 
