@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from copier.diffusion.prompts import tokenize
 from copier.diffusion.schedule import add_noise, alphas_cumprod
@@ -41,6 +42,8 @@ KL_WEIGHT = 1e-5
 START_LOG_VARIANCE = -5.0
 NOISE_WEIGHT_LIMIT = 100.0
 NOISE_WEIGHT_POWER = 0.75
+POOLED_SHARES = {4: 4.0, 16: 48.0}
+"""Weights of the error's means over squares of so many latents, in the U-Net's loss."""
 SAVE_EVERY = 250
 
 
@@ -289,6 +292,19 @@ def noise_weights(alpha_bar: torch.Tensor) -> torch.Tensor:
     return weight / weight.mean()
 
 
+def pooled_error(error: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each picture with low frequencies counted again: (n, c, h, w) -> (n,).
+
+    The text decides the colours, and they are in the means: of white noise's error the mean over 16 x
+    16 latents is 1/256, and without these terms colours were still ignored after 1,500 steps. The
+    minimum stays where it was: a positive quadratic form of the error is minimal at the same output.
+    """
+    total = error.pow(2).mean((1, 2, 3))
+    for side, share in POOLED_SHARES.items():
+        total = total + share * functional.avg_pool2d(error, side).pow(2).mean((1, 2, 3))
+    return total
+
+
 class Average:
     """Exponential moving average of parameters; the warm-up makes early averages short."""
 
@@ -333,8 +349,7 @@ def train_unet(work: Path, *, steps: int, batch: int, peak: float, seed: int) ->
         noised = add_noise(clean, noise, alpha_bar[timesteps])
         context = model["text_encoder"](rows(captions)).last_hidden_state
         output = model["unet"](noised, timesteps, context).sample
-        error = (output - noise).pow(2).mean((1, 2, 3))
-        return (error * weights[timesteps]).mean()
+        return (pooled_error(output - noise) * weights[timesteps]).mean()
 
     def after(done: int) -> dict[str, Any]:
         average.update(model, done)
@@ -395,7 +410,7 @@ def main() -> None:
     elif arguments.stage == "latents":
         encode_scenes(arguments.work, count=5120, seed=arguments.seed)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, steps=arguments.steps or 2400, batch=24, peak=1.2e-3, seed=arguments.seed)
+        train_unet(arguments.work, steps=arguments.steps or 2700, batch=24, peak=2e-3, seed=arguments.seed)
     else:
         train_decoder(arguments.work, steps=arguments.steps or 1000, peak=5e-4, seed=arguments.seed)
 

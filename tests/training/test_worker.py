@@ -197,7 +197,7 @@ def test_the_childs_environment_has_threads_and_path(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONPATH", "inherited")
     environment = child_environment(3, (Path("overlay"),))
     assert environment["OMP_NUM_THREADS"] == "3"
-    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["OMP_WAIT_POLICY"] == "active"
     paths = environment["PYTHONPATH"].split(os.pathsep)
     assert paths[0] == "overlay" and paths[-1] == "inherited"
     assert Path(paths[1]) == Path(client.__file__).parents[2]
