@@ -4,7 +4,8 @@ Stages, in order; each resumes from ``DIR/<stage>.pt`` and appends to ``DIR/trai
 
     autoencoder   encoder and decoder on plain and edited scenes
     latents       fold scale and offset into quant_conv, encode the training scenes once
-    unet          U-Net and text encoder on the cached latents
+    text          the text encoder learns to name the scenes
+    unet          the U-Net on the cached latents
     decoder       the decoder alone, on whole plain and edited scenes (the latents stay valid)
 
 Everything is drawn from ``--seed``. ``python -m copier.pocket.export`` writes the checkpoint file.
@@ -31,6 +32,7 @@ from copier.diffusion.tokenizer import load_tokenizer
 from copier.pocket import scenes
 from copier.pocket.architecture import (
     LATENT_SCALE,
+    TEXT_WIDTH,
     build_autoencoder,
     build_text_encoder,
     build_unet,
@@ -321,8 +323,54 @@ class Average:
                 self.values[name].lerp_(value, 1 - decay)
 
 
+def caption_classes(scene: scenes.Scene, caption: str) -> list[int]:
+    """What the caption says of shape, colour, background and style: numbers, 0 where it says nothing."""
+    words = caption.replace(",", "").split()
+    ground = caption.endswith("background") or " background," in caption
+    before = caption.split(" on ")[0] if " on " in caption else ("" if ground else caption)
+    return [
+        1 + scenes.SHAPES.index(scene.shape) if scene.shape in words else 0,
+        1 + list(scenes.COLOURS).index(scene.colour) if scene.colour in before.split() else 0,
+        1 + list(scenes.COLOURS).index(scene.background) if ground else 0,
+        1 + scenes.STYLES.index(scene.style) if scene.style and f", {scene.style}" in caption else 0,
+    ]
+
+
+def train_text_encoder(work: Path, *, steps: int, batch: int, peak: float, seed: int) -> None:
+    """Teach the text encoder to name the scene at every position from the end mark on.
+
+    CLIP comes to Stable Diffusion trained; a random one hides the caption's few words among 77
+    tokens, and the U-Net learns to look for shapes late and for colours not at all. Four linear heads
+    (shape, colour, background, style) read the hidden states; they are thrown away.
+    """
+    torch.manual_seed(seed)
+    rows = CaptionRows()
+    counts = (len(scenes.SHAPES), len(scenes.COLOURS), len(scenes.COLOURS), len(scenes.STYLES))
+    encoder = build_text_encoder(len(rows.tokens))
+    heads = torch.nn.ModuleList(torch.nn.Linear(TEXT_WIDTH, count + 1) for count in counts)
+    model = torch.nn.ModuleDict({"text_encoder": encoder, "heads": heads})
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = np.random.default_rng((seed, 5, step))
+        drawn = [scenes.random_scene(rng, styles=0.3) for _ in range(batch)]
+        captions = [scenes.training_caption(scene, rng) for scene in drawn]
+        said = [caption_classes(scene, text) for scene, text in zip(drawn, captions, strict=True)]
+        tokens = rows(captions)
+        hidden = encoder(tokens).last_hidden_state
+        after_end = tokens == len(rows.tokens) - 1
+        known = torch.tensor(said)[:, None].expand(-1, tokens.shape[1], -1)[after_end]
+        states = hidden[after_end]
+        losses = [functional.cross_entropy(head(states), known[:, i]) for i, head in enumerate(heads)]
+        return torch.stack(losses).mean()
+
+    run(
+        "text", work, steps=steps, peak=peak, parameters=list(model.parameters()),
+        state_of=model.state_dict, load=model.load_state_dict, loss_at=loss_at,
+    )  # fmt: skip
+
+
 def train_unet(work: Path, *, steps: int, batch: int, peak: float, seed: int) -> None:
-    """U-Net and text encoder on the cached latents, epsilon prediction, float32."""
+    """The U-Net on the cached latents, epsilon prediction, float32; the text encoder stays as it is."""
     torch.manual_seed(seed)
     data = torch.load(work / "latents.pt", map_location="cpu", weights_only=True)
     latents = data["latents"]
@@ -333,6 +381,9 @@ def train_unet(work: Path, *, steps: int, batch: int, peak: float, seed: int) ->
     alpha_bar = alphas_cumprod()
     weights = noise_weights(alpha_bar)
     model = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(len(rows.tokens))})
+    taught = torch.load(work / "text.pt", map_location="cpu", weights_only=True)["model"]
+    model.load_state_dict({k: v for k, v in taught.items() if not k.startswith("heads.")}, strict=False)
+    model["text_encoder"].requires_grad_(False)
     average = Average(model)
 
     def loss_at(step: int) -> torch.Tensor:
@@ -360,7 +411,7 @@ def train_unet(work: Path, *, steps: int, batch: int, peak: float, seed: int) ->
         average.values = state["average"]
 
     run(
-        "unet", work, steps=steps, peak=peak, parameters=list(model.parameters()),
+        "unet", work, steps=steps, peak=peak, parameters=list(model["unet"].parameters()),
         state_of=lambda: {"model": model.state_dict(), "average": average.values},
         load=load, loss_at=loss_at, after=after,
     )  # fmt: skip
@@ -397,7 +448,7 @@ def train_decoder(work: Path, *, steps: int, peak: float, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("stage", choices=("autoencoder", "latents", "unet", "decoder"))
+    parser.add_argument("stage", choices=("autoencoder", "latents", "text", "unet", "decoder"))
     parser.add_argument("--work", type=Path, required=True, help="folder of states and log")
     parser.add_argument("--steps", type=int, help="optimiser steps of this stage")
     parser.add_argument("--seed", type=int, default=1)
@@ -409,6 +460,10 @@ def main() -> None:
         train_autoencoder(arguments.work, steps=arguments.steps or 3000, seed=arguments.seed)
     elif arguments.stage == "latents":
         encode_scenes(arguments.work, count=5120, seed=arguments.seed)
+    elif arguments.stage == "text":
+        train_text_encoder(
+            arguments.work, steps=arguments.steps or 1000, batch=64, peak=2e-3, seed=arguments.seed
+        )
     elif arguments.stage == "unet":
         train_unet(arguments.work, steps=arguments.steps or 2700, batch=24, peak=2e-3, seed=arguments.seed)
     else:

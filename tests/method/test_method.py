@@ -47,7 +47,7 @@ def assert_the_change_alone(lora: Measured, control: Measured) -> None:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("method")
     recipe = load_recipe("copier-quick-pocket")
-    for value in ("evaluate.weights=[-1, 1]",):
+    for value in ("evaluate.weights=[-1, 1]", "training.steps=80"):
         recipe = with_value(recipe, value)
     request = RunRequest(
         recipe, checkpoint_path(), ORIGINAL, Edit("grayscale"), folder / "out", device="cpu"

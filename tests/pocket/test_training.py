@@ -86,6 +86,16 @@ def test_captions_become_rows_of_the_scene_words_only() -> None:
     assert numbers.max() < len(rows.tokens) < 100
 
 
+def test_captions_are_classified_by_what_they_say() -> None:
+    scene = train.scenes.Scene("star", "red", "white", style="3d")
+    star, red, white, shiny = 4, 1, 10, 5
+    assert train.caption_classes(scene, "a red star on white background, 3d") == [star, red, white, shiny]
+    assert train.caption_classes(scene, "a red star") == [star, red, 0, 0]
+    assert train.caption_classes(scene, "white background") == [0, 0, white, 0]
+    assert train.caption_classes(scene, "a star on white background") == [star, 0, white, 0]
+    assert train.caption_classes(scene, "") == [0, 0, 0, 0]
+
+
 def test_training_resumes_where_it_was_cut_off(tmp_path: Path) -> None:
     def trained(folder: Path, stops: list[int]) -> dict[str, torch.Tensor]:
         folder.mkdir()
