@@ -267,6 +267,8 @@ def _read_pictures(paths: Sequence[Path]) -> Array:
 
 def _written(pictures: Array, folder: Path, started: float) -> protocol.PicturesResult:
     """Write all pictures as PNG, or none of them."""
+    import numpy as np
+
     from copier.images.effects import to_image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +276,7 @@ def _written(pictures: Array, folder: Path, started: float) -> protocol.Pictures
     temporary = [path.with_suffix(".png.tmp") for path in paths]
     try:
         for picture, place in zip(pictures, temporary, strict=True):
-            to_image(picture).save(place, format="PNG")
+            to_image(np.asarray(picture)).save(place, format="PNG")
         for place, path in zip(temporary, paths, strict=True):
             os.replace(place, path)
     except BaseException:
