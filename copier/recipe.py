@@ -200,7 +200,7 @@ class GateStage(Spec):
     prompts: tuple[str, ...]
     pictures: str = "a"
     base: tuple[BaseLora, ...] = ()
-    seeds: tuple[int, ...] = (1001, 1002, 1003, 1004)
+    seeds: tuple[int, ...] = tuple(range(1001, 1017))
     sampling_steps: int = 20
     guidance: float = 7.0
     median_limit: float = 0.2
@@ -252,7 +252,7 @@ class EvaluateStage(Spec):
     lora: str
     prompts: tuple[str, ...]
     control: str = ""
-    seeds: tuple[int, ...] = (2001, 2002, 2003, 2004)
+    seeds: tuple[int, ...] = tuple(range(2001, 2017))
     weights: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0, 1.5)
     sampling_steps: int = 20
     guidance: float = 4.0
