@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from copier.diffusion.tokenizer import VOCABULARY
+
 AUTOENCODER_WIDTHS = (64, 128, 64, 64)
 UNET_WIDTHS = (64, 128, 64, 64)
 UNET_HEADS = 2
@@ -19,7 +21,6 @@ TEXT_WIDTH = 64
 TEXT_HEADS = 1
 TEXT_LAYERS = 12
 RANDOM_TEXT_LAYERS = 2
-VOCABULARY = 49408
 STREAM_GAIN = 8.0
 """Start of the autoencoder's residual stream: large beside what one optimiser step does to a branch."""
 LATENT_SCALE = 0.18215

@@ -50,7 +50,7 @@ SAVE_EVERY = 250
 
 
 class Log:
-    """Appends one JSON object a line to ``path`` and keeps the running mean of the loss."""
+    """Appends one JSON object a line to ``path``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
