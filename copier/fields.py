@@ -185,8 +185,11 @@ def check(spec: Any, field: str, value: Any) -> None:
     where = f"{type(spec).__name__}.{field}"
     if isinstance(value, (str, tuple)) and len(value) < known.shortest and not isinstance(value, Enum):
         raise BadInput(f"{where} is empty: give at least {known.shortest}")
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
+    values = value if isinstance(value, tuple) else (value,)
+    for text in values:
+        if isinstance(text, str):
+            check_text(where, text)
+    for number in values:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
         if isinstance(number, float) and not math.isfinite(number):
@@ -195,3 +198,13 @@ def check(spec: Any, field: str, value: Any) -> None:
             raise BadInput(f"{where} is {number}: the smallest allowed value is {known.minimum}")
         if known.maximum is not None and number > known.maximum:
             raise BadInput(f"{where} is {number}: the largest allowed value is {known.maximum}")
+
+
+def check_text(where: str, text: str) -> None:
+    """Raise ``BadInput`` where ``text`` holds what no file can hold: half of a letter (a lone surrogate)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{where} has a character that is no Unicode text at position {error.start + 1}: type it again"
+        ) from None

@@ -98,11 +98,14 @@ class CaptionSpec(Spec):
         if self.policy is CaptionPolicy.FIXED and count != 1:
             raise BadInput(f"the caption policy 'fixed' has {count} texts: give exactly one")
         if self.policy is CaptionPolicy.VARIED and count < 2:
-            raise BadInput(f"the caption policy 'varied' has {count} texts: give two or more")
+            raise BadInput(
+                f"the caption policy 'varied' has {count} texts: give two or more, both at once, as in "
+                """training.captions={"policy": "varied", "texts": ["one", "two"]}"""
+            )
         if self.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES) and count:
             raise BadInput(
-                f"the caption policy {self.policy.value!r} takes no texts, but {count} are given: "
-                "remove them, or use 'varied'"
+                f"the caption policy {self.policy.value!r} takes no texts, but {count} are given: set both "
+                """at once, as in training.captions={"policy": "empty"}"""
             )
 
 
@@ -361,6 +364,17 @@ def _check_references(stage: StageSpec, seen: Mapping[str, StageSpec]) -> None:
         raise UnknownName("side of the pairs", stage.pictures, SIDES)
 
 
+def reseeded(recipe: Recipe, offset: int) -> Recipe:
+    """``recipe`` with ``offset`` added to every training's seed; what is drawn to measure stays the same."""
+    stages = tuple(
+        replace(stage, training=replace(stage.training, seed=stage.training.seed + offset))
+        if isinstance(stage, TrainStage)
+        else stage
+        for stage in recipe.stages
+    )
+    return replace(recipe, stages=stages)
+
+
 def with_control(recipe: Recipe) -> Recipe:
     """``recipe`` with the control that everyone would otherwise use, compared in its evaluations.
 
@@ -369,11 +383,13 @@ def with_control(recipe: Recipe) -> Recipe:
     evaluation that has a control keeps its own.
 
     Raises:
-        BadInput: the recipe trains nothing on B.
+        BadInput: the recipe trains nothing on B, or measures nothing.
     """
     trained = [stage for stage in recipe.trainings() if stage.pictures == "b"]
     if not trained:
         raise BadInput(f"the recipe {recipe.name!r} trains nothing on B: there is no control for it")
+    if not any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
+        raise BadInput(f"the recipe {recipe.name!r} measures nothing: a control would stand alone")
     names = {stage.name for stage in recipe.stages}
     free, number = "control", 1
     while free in names:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
+from copier.fields import check_text
 from copier.recipe import Recipe
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -35,6 +36,7 @@ class Generated:
     """Side in pixels; 0 takes the recipe's resolution, or 128 where that is 0."""
 
     def __post_init__(self) -> None:
+        check_text("the original's prompt", self.prompt)
         if self.size % 64 or not 0 <= self.size <= 4096:
             raise BadInput(
                 f"the original's size is {self.size}: it must be a multiple of 64, at most 4096, or 0 for "
@@ -66,7 +68,7 @@ class RunRequest:
 
     Raises on construction:
         UnknownName: another device.
-        BadInput: less than one thread.
+        BadInput: less than one thread, or a title that no file can hold.
     """
 
     recipe: Recipe
@@ -85,3 +87,4 @@ class RunRequest:
             raise UnknownName("device", self.device, DEVICES)
         if self.threads is not None and self.threads < 1:
             raise BadInput(f"the number of threads is {self.threads}: give at least 1, or none for all")
+        check_text("the title", self.title)

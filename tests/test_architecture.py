@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: dict[str, tuple[str, ...]] = {
     "L0": (
         *("errors", "recipe", "fields", "codec", "presets"),
-        *("request", "progress", "digest", "writepoints", "version"),
+        *("request", "progress", "digest", "temporary", "writepoints", "version"),
     ),
     "L1": ("checkpoint", "algebra", "images", "diffusion"),
     "L2": ("ops", "training"),
@@ -64,7 +64,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     # A1111 lacks diffusers and peft, Forge has old ones: only for the worker child and the pocket model.
     **dict.fromkeys(
         ("diffusers", "transformers", "peft", "accelerate"),
-        ("copier/diffusion/", "copier/training/", "copier/evaluation/", "copier/pocket/"),
+        ("copier/diffusion/", "copier/training/", "copier/pocket/"),
     ),
 }
 """Other people's packages, and the only files that may import them."""

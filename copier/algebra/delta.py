@@ -127,10 +127,11 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
         BadInput: a value is outside the dtype's range; the message names ``name``, value and limit.
     """
     result = tensor.to(dtype)
-    if bool(torch.isfinite(result.float()).all()) or not bool(torch.isfinite(tensor.double()).all()):
+    lost = ~torch.isfinite(result.float())
+    if not bool(lost.any()) or not bool((lost & torch.isfinite(tensor.double())).any()):
         return result
     plain = str(dtype).removeprefix("torch.")
+    largest = float(tensor.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
     raise BadInput(
-        f"{name} reaches {float(tensor.double().abs().max()):g}, {plain} ends at {torch.finfo(dtype).max:g}: "
-        "choose bf16 or fp32"
+        f"{name} reaches {largest:g}, {plain} ends at {torch.finfo(dtype).max:g}: choose bf16 or fp32"
     )

@@ -39,7 +39,7 @@ def outcome_json(outcome: Outcome) -> Json:
         },
         "stages": stages,
         "reused": sum(stage["status"] == "reused" for stage in stages),
-        "seconds": round(sum(run.seconds for run in outcome.runs), 3),
+        "seconds": round(sum(run.seconds for run in outcome.everything), 3),
     }
 
 
@@ -120,7 +120,7 @@ def _at_one(figures: Json) -> Json | None:
 def _stages(outcome: Outcome) -> list[Json]:
     """Every stage once; runs that share one made it once."""
     found: dict[str, Json] = {}
-    for run in outcome.runs:
+    for run in outcome.everything:
         for line in _lines(run):
             found.setdefault(line["key"], line)
     return list(found.values())

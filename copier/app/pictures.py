@@ -14,13 +14,14 @@ from copier.app.service import check_checkpoint, check_device, check_folders, wo
 from copier.app.settings import Settings
 from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import Header, read_header
-from copier.checkpoint.temporary import replace_file
 from copier.errors import BadInput
 from copier.images.effects import EFFECTS, apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
+from copier.ops.report import refuse_own_input
 from copier.pipeline.plan import SMALLEST_SIDE
 from copier.pipeline.results import prepare_folder, publish
 from copier.progress import CancelToken, Observer, ignore
+from copier.temporary import replace_file
 from copier.training.protocol import SampleRequest
 
 USUAL_SIDE = 512
@@ -102,7 +103,7 @@ def draw(
     header = check_checkpoint(request.checkpoint)
     check_loras(request.loras, header)
     check_device(request.device)
-    check_folders(request.out, settings)
+    check_folders(request.out, settings, report=False)
     side = usual_side(header)
     pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     with tempfile.TemporaryDirectory(prefix="copier-") as folder:
@@ -157,6 +158,7 @@ def edit_picture(
         raise BadInput(f"{out} exists: choose another name, or allow it with --overwrite")
     if not out.parent.is_dir():
         raise BadInput(f"the folder {out.parent} does not exist: create it first")
+    refuse_own_input(out, [source])
     before = read_picture(source)
     after = apply_effect(before, name, parameters)
     found = difference_map(before, after)

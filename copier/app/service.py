@@ -20,11 +20,11 @@ from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, effect_parameters
 from copier.images.pairs import check_pair, check_size, read_picture
 from copier.pipeline import results
-from copier.pipeline.plan import original_side, plan
+from copier.pipeline.plan import caption_file, original_side, plan, read_captions
 from copier.pipeline.runner import FinishedRun, StageState, run, states
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
-from copier.recipe import Trainer, with_control
+from copier.recipe import EvaluateStage, GateStage, Trainer, reseeded, with_control
 from copier.request import Edit, Generated, PictureFile, RunRequest
 from copier.training.client import BuiltinWorker
 
@@ -36,11 +36,20 @@ ROOM = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """Finished runs, the files of each by stage name, and the report (None without evaluation)."""
+    """Finished runs, the files of each by stage name, and the report (None without evaluation).
+
+    ``repeats`` are for each run the same with other training seeds.
+    """
 
     runs: tuple[FinishedRun, ...]
     files: tuple[dict[str, Path], ...]
     report: ReportFiles | None
+    repeats: tuple[tuple[FinishedRun, ...], ...] = ()
+
+    @property
+    def everything(self) -> tuple[FinishedRun, ...]:
+        """The runs, and after them those with other seeds."""
+        return (*self.runs, *(one for others in self.repeats for one in others))
 
     @property
     def result(self) -> Path:
@@ -65,19 +74,28 @@ def check(request: RunRequest, settings: Settings) -> None:
     _check_pair(request)
     if request.captions is not None and not request.captions.is_dir():
         raise BadInput(f"there is no folder {request.captions} for the captions: give one with --captions")
+    _check_captions(request)
     check_folders(request.out, settings)
 
 
-def preview(request: RunRequest, settings: Settings, *, control: bool = False) -> tuple[StageState, ...]:
-    """The stages of ``request`` with keys and reasons; nothing is run or written.
+def preview(
+    request: RunRequest, settings: Settings, *, control: bool = False, seeds: int = 1
+) -> tuple[StageState, ...]:
+    """The stages of ``request`` with keys and reasons, each once; nothing is run or written.
 
     Raises:
         BadInput and its kin: as ``check``.
     """
     request = _wanted(request, control=control)
+    others = repetitions(request, seeds)
     check(request, settings)
-    planned = plan(request, DigestMemory(settings.digests, write=False).digest)
-    return states(planned, StageStore(settings.stages))
+    digest = DigestMemory(settings.digests, write=False).digest
+    store = StageStore(settings.stages)
+    found: dict[str, StageState] = {}
+    for one in (request, *others):
+        for state in states(plan(one, digest), store):
+            found.setdefault(state.stage.key, state)
+    return tuple(found.values())
 
 
 def execute(
@@ -85,12 +103,15 @@ def execute(
     settings: Settings,
     *,
     control: bool = False,
+    seeds: int = 1,
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
 ) -> Outcome:
     """Run one or several requests that share the original; publish their files and one report.
 
-    ``control`` adds the plain LoRA on B to every request, for comparison.
+    ``control`` adds the plain LoRA on B to every request, for comparison. With more than one of
+    ``seeds`` each request is run again with the next training seeds; the report has the mean and the range
+    of the figures, and the files are those of the first.
 
     Raises:
         BadInput and its kin: as ``check``, before anything is trained or written.
@@ -98,6 +119,7 @@ def execute(
     """
     cancel = cancel or CancelToken()
     wanted = [_wanted(request, control=control) for request in requests]
+    repeated = [repetitions(request, seeds) for request in wanted]
     for request in wanted:
         check(request, settings)
     for folder in {request.out for request in wanted}:
@@ -107,15 +129,35 @@ def execute(
     store.remove_leftovers()
     finished, files = [], []
     with worker_on_demand(settings, device=wanted[0].device, threads=wanted[0].threads) as worker:
-        for request in wanted:
+
+        def carried_out(request: RunRequest) -> FinishedRun:
             planned = plan(request, DigestMemory(settings.digests).digest)
-            done = run(request, planned, store, worker, observer, cancel)
-            finished.append(done)
-            files.append(results.publish_run(done))
+            return run(request, planned, store, worker, observer, cancel)
+
+        for request in wanted:
+            finished.append(carried_out(request))
+            files.append(results.publish_run(finished[-1]))
+        repeats = [tuple(carried_out(one) for one in others) for others in repeated]
     written = None
     if all(any(stage.kind == "evaluate" for stage in one.plan.stages) for one in finished):
-        written = results.report(finished, files)
-    return Outcome(tuple(finished), tuple(files), written)
+        written = results.report(finished, files, repeats)
+    return Outcome(tuple(finished), tuple(files), written, tuple(repeats))
+
+
+def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:
+    """``request`` with the next training seeds, so that there are ``seeds`` of them with its own.
+
+    Raises:
+        BadInput: less than one seed, seeds past the largest, or nothing that would be measured.
+    """
+    if seeds < 1:
+        raise BadInput(f"{seeds} training seeds: give at least 1")
+    if seeds > 1 and not any(isinstance(stage, EvaluateStage) for stage in request.recipe.stages):
+        raise BadInput(
+            f"the recipe {request.recipe.name!r} measures nothing, so there is nothing to repeat with "
+            f"{seeds} seeds: leave out --seeds"
+        )
+    return tuple(replace(request, recipe=reseeded(request.recipe, offset)) for offset in range(1, seeds))
 
 
 def check_checkpoint(path: Path) -> Header:
@@ -160,13 +202,15 @@ def check_device(device: str) -> None:
         )
 
 
-def check_folders(out: Path, settings: Settings) -> None:
+def check_folders(out: Path, settings: Settings, *, report: bool = True) -> None:
     """Refuse an output or data folder that cannot be used, or whose disk is nearly full.
+
+    ``report`` tells whether a report will be written there, which replaces an earlier one.
 
     Raises:
         BadInput: the message says which folder, why, and what to do; nothing is written.
     """
-    results.check_folder(out)
+    results.check_folder(out, report=report)
     there = results.existing_parent(settings.data)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         why = "is write-protected" if there.is_dir() else "is a file"
@@ -243,6 +287,26 @@ def _check_pair(request: RunRequest) -> None:
     elif isinstance(a, Generated):
         width = original_side(request.recipe, a)
         _check_resolution(request, (width, width))
+
+
+def _check_captions(request: RunRequest) -> None:
+    """Refuse caption files that cannot be read, or that hold what is measured with."""
+    measured = {
+        prompt
+        for stage in request.recipe.stages
+        if isinstance(stage, (EvaluateStage, GateStage))
+        for prompt in stage.prompts
+    }
+    for stage in request.recipe.trainings():
+        path = caption_file(request, stage)
+        if path is None:
+            continue
+        for line in read_captions(path).splitlines():
+            if line.strip() in measured:
+                raise BadInput(
+                    f"the caption {line.strip()!r} in {path} is also a prompt that the recipe measures with: "
+                    "change one of them, or the figures would be of what was trained on"
+                )
 
 
 def _check_resolution(request: RunRequest, size: tuple[int, int]) -> None:

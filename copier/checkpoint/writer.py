@@ -24,8 +24,8 @@ import torch
 
 from copier.checkpoint.dtypes import dtype_name
 from copier.checkpoint.header import ITEM_BYTES, TensorInfo, read_header
-from copier.checkpoint.temporary import create_temporary, remove_leftovers
 from copier.errors import BadInput
+from copier.temporary import create_temporary, move_into_place, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -168,12 +168,12 @@ class TensorWriter:
         if missing is not None:
             raise ValueError(f"{missing[0]!r} and what follows it in the plan was never written")
         os.fsync(self._file.fileno())
-        self._file.close()
         written = read_header(self._temporary)
         if dict(written.tensors) != self._infos or dict(written.metadata) != self._metadata:
             raise BadInput(f"{self.path.name!r} reads back differently from what was written: check the disk")
         _refuse_existing(self.path, overwrite=self._overwrite)
-        os.replace(self._temporary, self.path)
+        move_into_place(self._file, self._temporary, self.path)
+        self._file.close()
         _sync_folder(self.path.parent)
         log.debug("wrote %s, %s", self.path.name, _megabytes(self._size))
 

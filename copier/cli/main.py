@@ -61,8 +61,13 @@ def _print(answer: Answer, arguments: argparse.Namespace) -> None:
     # A pipe on Windows takes only the letters of one code page: then JSON is escaped, text made to fit.
     encoding = sys.stdout.encoding or "utf-8"
     if arguments.json:
-        escaped = codecs.lookup(encoding).name != "utf-8"
-        print(json.dumps(answer.data, indent=1, ensure_ascii=escaped, allow_nan=False))
+        text = json.dumps(answer.data, indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            # Strictly: a file name that is no text would go through a lax stream as invalid UTF-8.
+            escaped = codecs.lookup(encoding).name != "utf-8" or not text.encode()
+        except UnicodeEncodeError:
+            escaped = True
+        print(json.dumps(answer.data, indent=1, allow_nan=False) if escaped else text)
     elif answer.text:
         print(answer.text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

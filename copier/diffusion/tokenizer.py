@@ -16,8 +16,8 @@ from typing import Any
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-from copier.checkpoint.temporary import replace_file
 from copier.errors import CopierError
+from copier.temporary import replace_file
 
 VOCABULARY = 49408
 START = "<|startoftext|>"

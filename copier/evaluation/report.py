@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from copier.checkpoint.temporary import create_temporary
 from copier.evaluation.report_data import ReportData
 from copier.evaluation.report_html import report_html
 from copier.evaluation.report_json import report_json
 from copier.evaluation.report_sheet import report_sheet
-from copier.writepoints import write_point
+from copier.temporary import replace_file
 
 GENERATOR = '<meta name="generator" content="copier">'
 """What every page has in its head: by it our reports are told from other programs'."""
@@ -44,23 +42,7 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
     figures = json.dumps(report_json(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     page = report_html(data)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(files.html, page.encode())
-    _replace(files.sheet, sheet.getvalue())
-    _replace(files.json, figures.encode())
+    replace_file(files.html, page.encode(), point="report")
+    replace_file(files.sheet, sheet.getvalue(), point="report")
+    replace_file(files.json, figures.encode(), point="report")
     return files
-
-
-def _replace(path: Path, content: bytes) -> None:
-    file, temporary = create_temporary(path)
-    try:
-        with file:
-            # Buffered: an unbuffered write may stop short without an error.
-            with open(file.fileno(), "wb", closefd=False) as whole:
-                whole.write(content)
-            write_point("report-temporary")
-            os.fsync(file.fileno())
-        write_point("report-rename")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_point("report-done")

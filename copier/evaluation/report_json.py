@@ -178,7 +178,10 @@ def _closeness(closeness: ClosenessReport) -> Json:
 
 def _seeds(table: SeedTable) -> Json:
     def one(spread: Spread | None) -> Json | None:
-        return None if spread is None else {key: _number(value) for key, value in asdict(spread).items()}
+        if spread is None:
+            return None
+        numbers = {key: _number(getattr(spread, key)) for key in ("mean", "low", "high")}
+        return {**numbers, "count": spread.count}
 
     return {
         "seeds": list(table.seeds),

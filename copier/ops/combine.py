@@ -13,7 +13,14 @@ from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.lora_file import common_family, derived_metadata, read_lora, write_lora
-from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
+from copier.ops.report import (
+    Digest,
+    InputFile,
+    OperationReport,
+    check_weights,
+    rank_ranges,
+    refuse_own_input,
+)
 
 FilePath = str | os.PathLike[str]
 
@@ -111,6 +118,7 @@ def _combine(
     if exact and (rank is not None or conv_rank is not None):
         raise BadInput("an exact combination has no rank of its own: give a rank or exact, not both")
     refuse_own_input(out, [path for path, _ in loras])
+    check_weights(loras)
     sources = [read_lora(path, device=device) for path, _ in loras]
     common_family(sources)
     terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]

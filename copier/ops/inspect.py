@@ -58,9 +58,14 @@ def _describe(weights: LoraWeights) -> dict[str, Any]:
         "modules": {kind: sum(counts.values()) for kind, counts in ranks.items()},
         "ranks": {kind: _texts(counts) for kind, counts in ranks.items()},
         "alphas": _texts(Counter(delta.alpha for delta in weights.values())),
-        "norm": math.sqrt(sum(squares.values())),
-        "norms": {block: math.sqrt(square) for block, square in sorted(squares.items())},
+        "norm": _root(sum(squares.values())),
+        "norms": {block: _root(square) for block, square in sorted(squares.items())},
     }
+
+
+def _root(square: float) -> float | None:
+    """None for what no number can say: factors that overflow float32, or are no numbers."""
+    return math.sqrt(square) if math.isfinite(square) else None
 
 
 def _texts(counts: Counter[Any]) -> dict[str, int]:

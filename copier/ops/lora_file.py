@@ -16,6 +16,9 @@ from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.writer import data_digest, write_tensors
 from copier.errors import BadInput
 
+STALE_HASHES = ("sshs_legacy_hash", "sshs_model_hash", "modelspec.hash_sha256")
+"""Metadata that no longer holds once a tensor has changed."""
+
 _ABOUT_THE_BASE = (
     "ss_base_model_version",
     "ss_clip_skip",

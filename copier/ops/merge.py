@@ -16,8 +16,15 @@ from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.writer import TensorWriter
 from copier.digest import file_digest
 from copier.errors import BadInput
-from copier.ops.lora_file import read_lora
-from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
+from copier.ops.lora_file import STALE_HASHES, read_lora
+from copier.ops.report import (
+    Digest,
+    InputFile,
+    OperationReport,
+    check_weights,
+    rank_ranges,
+    refuse_own_input,
+)
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 _FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
@@ -54,6 +61,7 @@ def merge(
     """
     started = time.perf_counter()
     refuse_own_input(out, [checkpoint, *(path for path, _ in loras)])
+    check_weights(loras)
     with TensorReader(checkpoint) as reader:
         deltas = _deltas(reader, loras, device)
         inputs = (
@@ -61,7 +69,7 @@ def merge(
             *(InputFile(str(path), digest(path), weight) for path, weight in loras),
         )
         written = {
-            **reader.metadata,
+            **{key: text for key, text in reader.metadata.items() if key not in STALE_HASHES},
             "copier_operation": json.dumps(
                 {"operation": "merge", "inputs": [file.named for file in inputs]}, sort_keys=True
             ),

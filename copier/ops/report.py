@@ -80,6 +80,20 @@ def rank_ranges(modules: Iterable[tuple[str, LowRankDelta]]) -> Mapping[str, tup
     return MappingProxyType({kind: (min(found), max(found)) for kind, found in ranks.items()})
 
 
+LARGEST_WEIGHT = 1000.0
+"""Of a LoRA in a sum; beyond it float32 may overflow, and no picture needs it."""
+
+
+def check_weights(loras: Iterable[tuple[str | os.PathLike[str], float]]) -> None:
+    """Raise BadInput where a LoRA's weight is no number, or too large."""
+    for path, weight in loras:
+        if not abs(weight) <= LARGEST_WEIGHT:
+            raise BadInput(
+                f"the weight of {Path(path).name} is {weight:g}: give one between -{LARGEST_WEIGHT:g} and "
+                f"{LARGEST_WEIGHT:g}"
+            )
+
+
 def refuse_own_input(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise BadInput where ``out`` is one of the files that are read."""
     target = os.path.realpath(out)

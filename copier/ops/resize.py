@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from copier.algebra import truncation
 from copier.algebra.truncation import RankRule
 from copier.digest import file_digest
-from copier.ops.lora_file import derived_metadata, read_lora, write_lora
+from copier.ops.lora_file import STALE_HASHES, derived_metadata, read_lora, write_lora
 from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
 
 
@@ -69,5 +69,5 @@ def resize(
     )
 
 
-_STALE = ("ss_network_args", "sshs_legacy_hash", "sshs_model_hash", "modelspec.hash_sha256")
+_STALE = ("ss_network_args", "copier.provenance", *STALE_HASHES)
 """Metadata that described the file as it was."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from copier.codec import spec_to_json
 from copier.digest import json_digest
+from copier.errors import BadInput
 from copier.images.effects import effect_parameters
 from copier.recipe import (
     BaseLora,
@@ -299,6 +300,18 @@ def caption_file(request: RunRequest, stage: TrainStage) -> Path | None:
     """
     path = caption_place(request, stage)
     return path if path is not None and path.is_file() else None
+
+
+def read_captions(path: Path) -> str:
+    """The text of a caption file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        BadInput: it cannot be read, or is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"the caption file {path} cannot be read ({error}): save it as UTF-8 text") from error
 
 
 def caption_place(request: RunRequest, stage: TrainStage) -> Path | None:

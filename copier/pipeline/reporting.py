@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copier.evaluation.comparison import compare
+from copier.evaluation.comparison import compare, spread
 from copier.evaluation.effect import StripResult
 from copier.evaluation.gate import ENOUGH
 from copier.evaluation.report_data import (
@@ -21,6 +21,8 @@ from copier.evaluation.report_data import (
     LossCurve,
     ReportData,
     Result,
+    SeedRow,
+    SeedTable,
     StageLine,
     StageStatus,
     Strip,
@@ -54,18 +56,27 @@ CLEAR_EDITS = ("grayscale", "outline", "high_contrast")
 """Edits that the autoencoder must be able to show; others may be finer than it, with any ceiling."""
 
 
+LONGEST_STEM = 100
+"""Letters of a file name; file systems allow 255, and stage and ending come on top."""
+
+
 def file_stem(run: FinishedRun) -> str:
     """What the files of the run's result are called: its title, edit or recipe, fit for a file name."""
     b = run.request.b
     what = run.request.title or (b.name if isinstance(b, Edit) else run.request.recipe.name)
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", what).strip("-").lower() or "lora"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", what).strip("-").lower()[:LONGEST_STEM].rstrip("-") or "lora"
 
 
-def report_data(runs: Sequence[FinishedRun], published: Sequence[Mapping[str, Path]]) -> ReportData:
+def report_data(
+    runs: Sequence[FinishedRun],
+    published: Sequence[Mapping[str, Path]],
+    repeats: Sequence[Sequence[FinishedRun]] = (),
+) -> ReportData:
     """Everything that the report of these runs shows; ``published`` are their files by stage name.
 
     Every run must have an ``evaluate`` stage, and the same original. The gate, and the losses that
-    all share, are those of the first.
+    all share, are those of the first. ``repeats`` are for each run the same with other training seeds;
+    the report gives mean and range over them and the run itself.
     """
     first = runs[0]
     a = first.request.a
@@ -76,7 +87,9 @@ def report_data(runs: Sequence[FinishedRun], published: Sequence[Mapping[str, Pa
         if stage.kind == "train" and not first.plan.depends_on(stage.name, "b")
     }
     names = _unique([file_stem(run) for run in runs])
-    results = (_result(*one, shared) for one in zip(runs, published, names, strict=True))
+    again = repeats or [()] * len(runs)
+    everything = (*runs, *(one for others in again for one in others))
+    results = (_result(*one, shared) for one in zip(runs, published, names, again, strict=True))
     return ReportData(
         title="What changed, and nothing else",
         summary=_summary(first, len(runs)),
@@ -89,8 +102,8 @@ def report_data(runs: Sequence[FinishedRun], published: Sequence[Mapping[str, Pa
         program=program(),
         gate=gate,
         losses=_losses(first, shared),
-        stages=_lines(runs),
-        seconds=sum(run.seconds for run in runs),
+        stages=_lines(everything),
+        seconds=sum(run.seconds for run in everything),
         checks=() if gate is None else _gate_checks(gate),
     )
 
@@ -166,7 +179,13 @@ def _closeness(run: FinishedRun) -> ClosenessReport | None:
     return None
 
 
-def _result(run: FinishedRun, files: Mapping[str, Path], name: str, shared: Collection[str]) -> Result:
+def _result(
+    run: FinishedRun,
+    files: Mapping[str, Path],
+    name: str,
+    repeats: Sequence[FinishedRun],
+    shared: Collection[str],
+) -> Result:
     stage = next(stage for stage in run.plan.stages if stage.kind == "evaluate")
     request, b = run.request, run.request.b
     strip = _strip(run, stage, "lora", "LoRA")
@@ -188,6 +207,7 @@ def _result(run: FinishedRun, files: Mapping[str, Path], name: str, shared: Coll
         closeness=closeness,
         on_original=original_figures(run.plan, run.entries, stage),
         losses=_losses(run, own),
+        seeds=seed_table((run, *repeats)) if repeats else None,
         checks=(
             Check("Evaluation: pairs of prompt and seed", len(base), ENOUGH, at_least=True),
             *_closeness_checks(closeness),
@@ -248,6 +268,54 @@ def _ceiling_checks(strip: Strip, b: Edit | PictureFile) -> tuple[Check, ...]:
     if plus is None or not isinstance(b, Edit) or b.name not in CLEAR_EDITS:
         return ()
     return (Check("Ceiling at +1", plus.ceiling, CEILING, at_least=True),)
+
+
+def seed_table(runs: Sequence[FinishedRun]) -> SeedTable:
+    """Mean and range of the main figures over runs that differ in their training seeds alone."""
+    measured = [_main_figures(run) for run in runs]
+    rows = []
+    for label in measured[0]:
+        ours, theirs = zip(*(figures[label] for figures in measured), strict=True)
+        known = [value for value in ours if value is not None]
+        beside = [value for value in theirs if value is not None]
+        if known:
+            rows.append(SeedRow(label, spread(known), spread(beside) if beside else None))
+    return SeedTable(tuple(next(run.request.recipe.trainings()).training.seed for run in runs), tuple(rows))
+
+
+def _main_figures(run: FinishedRun) -> dict[str, tuple[float | None, float | None]]:
+    """The LoRA's and the control's, by label; None where there is none."""
+    outcomes = {stage.kind: run.entries[stage.name].record.outcome for stage in run.plan.stages}
+    labels = {"gate": "Gate: median distance", "closeness": "B on base + copier: median distance"}
+    figures: dict[str, tuple[float | None, float | None]] = {
+        label: (outcomes[kind]["median"], None) for kind, label in labels.items() if kind in outcomes
+    }
+    stage = next(stage for stage in run.plan.stages if stage.kind == "evaluate")
+    lora, control = (
+        strip_figures(run.request, run.plan, run.entries, stage, run.entries[stage.name].folder, role)
+        if role in stage.needs
+        else None
+        for role in ("lora", "control")
+    )
+    if not isinstance(lora, StripResult):
+        return figures
+    beside = control if isinstance(control, StripResult) else None
+    for weight, sign in ((1.0, "+1"), (-1.0, "−1")):
+        ours, theirs = lora.at(weight), beside.at(weight) if beside else None
+        for name in ("effect", "leakage", "projection", "ceiling"):
+            value, other = getattr(ours, name, None), getattr(theirs, name, None)
+            figures[f"{name.capitalize()} at {sign}"] = (value, None if name == "ceiling" else other)
+    if beside is not None:
+        against = compare(lora, beside)
+        figures["Effect at +1 above the control's by"] = (against.effect_gain, None)
+        figures["Leakage at +1 over the control's"] = (against.leakage_ratio, None)
+    best, other_best = lora.best, beside.best if beside else None
+    figures["Effect at the best weight"] = (
+        best.effect if best else None,
+        other_best.effect if other_best else None,
+    )
+    figures["Projection: smallest rise"] = (lora.smallest_rise, None)
+    return figures
 
 
 def _losses(run: FinishedRun, keys: Collection[str]) -> tuple[LossCurve, ...]:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from copier.checkpoint.temporary import create_temporary, remove_leftovers
 from copier.codec import recipe_to_json
 from copier.digest import file_digest
 from copier.errors import BadInput
@@ -20,6 +19,7 @@ from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.reporting import file_stem, report_data
 from copier.pipeline.runner import FinishedRun
 from copier.pipeline.store import StageStore
+from copier.temporary import create_temporary, move_into_place, remove_leftovers
 from copier.writepoints import write_point
 
 RECIPE_KEY = "copier.recipe"
@@ -28,11 +28,12 @@ PROVENANCE_KEY = "copier.provenance"
 """Metadata key with the digests of checkpoint, pair and LoRAs that the LoRA was made from, as JSON."""
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Path, *, report: bool = True) -> None:
     """Refuse an output folder that cannot be used; nothing is written.
 
     Raises:
-        BadInput: it is no folder, cannot be written, or holds a report that is not ours.
+        BadInput: it is no folder, cannot be written, or, where a ``report`` will be written, holds one
+            that is not ours.
     """
     there = existing_parent(out)
     if not there.is_dir():
@@ -41,7 +42,7 @@ def check_folder(out: Path) -> None:
         raise BadInput(
             f"the output folder {out} cannot be written: {there} is write-protected; choose another folder"
         )
-    foreign = _foreign_report(out)
+    foreign = _foreign_report(out) if report else None
     if foreign is not None:
         raise BadInput(
             f"{foreign} is not one of this program's reports, and it would be replaced: choose another "
@@ -130,14 +131,14 @@ def _copied(source: Path, place: Path) -> bool:
                 shutil.copyfileobj(content, whole)
             write_point("out-temporary")
             os.fsync(file.fileno())
-        write_point("out-rename")
-        try:
-            # Unlike a rename, a link never replaces a file that another run has just put there.
-            os.link(temporary, place)
-        except FileExistsError:
-            return False
-        except OSError:
-            os.replace(temporary, place)
+            write_point("out-rename")
+            try:
+                # Unlike a rename, a link never replaces a file that another run has just put there.
+                os.link(temporary, place)
+            except FileExistsError:
+                return False
+            except OSError:
+                move_into_place(file, temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
     write_point("out-done")
@@ -210,6 +211,13 @@ def _sides(plan: Plan, stage: PlannedStage) -> list[str]:
     return [side for side in ("a", "b") if plan.depends_on(stage.name, side)]
 
 
-def report(runs: Sequence[FinishedRun], published: Sequence[dict[str, Path]]) -> ReportFiles:
-    """Write the report of one or several runs that share the original, into the first one's folder."""
-    return write_report(report_data(runs, published), runs[0].request.out)
+def report(
+    runs: Sequence[FinishedRun],
+    published: Sequence[dict[str, Path]],
+    repeats: Sequence[Sequence[FinishedRun]] = (),
+) -> ReportFiles:
+    """Write the report of one or several runs that share the original, into the first one's folder.
+
+    ``repeats`` are for each run the same with other training seeds (``report_data``).
+    """
+    return write_report(report_data(runs, published, repeats), runs[0].request.out)

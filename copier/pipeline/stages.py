@@ -37,6 +37,7 @@ from copier.pipeline.plan import (
     caption_place,
     drawing_precision,
     original_side,
+    read_captions,
 )
 from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer, ProgressEvent
@@ -189,7 +190,7 @@ def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
         return ()
     path = caption_file(context.request, stage)
     if path is not None:
-        return (path.read_text(encoding="utf-8"),)
+        return (read_captions(path),)
     place = caption_place(context.request, stage)
     why = "A is generated and has no caption file" if place is None else f"there is no caption file {place}"
     context.observer(ProgressEvent(context.stage.name, message=f"trains with an empty caption: {why}"))

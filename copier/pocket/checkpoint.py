@@ -7,6 +7,8 @@ from pathlib import Path
 from copier.errors import CopierError
 
 NAME = "copier-pocket"
+TITLE = "Copier's pocket checkpoint"
+"""Of its metadata: by it a file of another version is known."""
 _DATA = Path(__file__).parent / "data"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,14 +21,17 @@ from copier.checkpoint.names import (
     squeezed_in_diffusers,
 )
 from copier.checkpoint.writer import write_tensors
+from copier.digest import file_digest
 from copier.pocket.architecture import TEXT_WIDTH, VOCABULARY
-from copier.pocket.train import scene_tokens
+from copier.pocket.checkpoint import TITLE
+from copier.pocket.loop import check_origin
+from copier.pocket.train_unet import scene_tokens
 
 METADATA = {
     "modelspec.sai_model_spec": "1.0.0",
     "modelspec.architecture": "stable-diffusion-v1",
     "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-    "modelspec.title": "Copier's pocket checkpoint",
+    "modelspec.title": TITLE,
     "modelspec.description": "Stable Diffusion 1.x in small, for demos and tests: draws one shape on "
     "a plain background.",
     "modelspec.license": "MIT",
@@ -41,9 +45,16 @@ UNTRAINED_ROWS_STD = 0.02
 
 def ldm_tensors(work: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint by LDM key, fp16, from the states of the training stages."""
-    tuned = work / "decoder.pt"
-    autoencoder = _load(tuned)["model"] if tuned.exists() else _load(work / "latents.pt")["autoencoder"]
-    average = _load(work / "unet.pt")["model"]["average"]
+    latents, tuned, unet = work / "latents.pt", work / "decoder.pt", _load(work / "unet.pt")
+    made_from = {"latents.pt": file_digest(latents), "text.pt": file_digest(work / "text.pt")}
+    check_origin(work / "unet.pt", unet, {"seed": unet["origin"]["seed"], **made_from})
+    autoencoder = _load(latents)["autoencoder"]
+    if tuned.exists():
+        state = _load(tuned)
+        latents_alone = {"latents.pt": made_from["latents.pt"]}
+        check_origin(tuned, state, {"seed": state["origin"]["seed"], **latents_alone})
+        autoencoder = state["model"]
+    average = unet["model"]["average"]
     tensors = {}
     for key, value in autoencoder.items():
         name = ldm_from_diffusers_vae(key)
@@ -70,10 +81,8 @@ def full_embedding(rows: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def _load(path: Path) -> Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]:
-    state: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]] = torch.load(
-        path, map_location="cpu", weights_only=True
-    )
+def _load(path: Path) -> Mapping[str, Any]:
+    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from copier.checkpoint.temporary import replace_file
+from copier.checkpoint.header import read_header
 from copier.diffusion.tokenizer import write_tokenizer
 from copier.digest import file_digest
-from copier.errors import BadInput
+from copier.errors import BadInput, CopierError
 from copier.pocket.architecture import (
     AUTOENCODER_WIDTHS,
     LATENT_SCALE,
@@ -23,7 +23,8 @@ from copier.pocket.architecture import (
     UNET_WIDTHS,
     VOCABULARY,
 )
-from copier.pocket.checkpoint import NAME, checkpoint_path
+from copier.pocket.checkpoint import NAME, TITLE, checkpoint_path
+from copier.temporary import replace_file
 
 _CHECKPOINTS = Path("models") / "Stable-diffusion"
 _TEXT_ENCODER = Path("models") / f"{NAME}-text-encoder"
@@ -143,7 +144,7 @@ def install(webui: Path) -> list[Path]:
         )
     source = checkpoint_path()
     target = folder / source.name
-    if target.exists() and file_digest(target) != file_digest(source):
+    if target.exists() and not _is_ours(target):
         raise BadInput(f"{target} exists and is another file: rename it first")
     config = target.with_suffix(".yaml")
     if config.exists() and not config.read_bytes().startswith(_SIGNATURE):
@@ -153,9 +154,17 @@ def install(webui: Path) -> list[Path]:
     write_tokenizer(encoder)
     _write(encoder / "config.json", json.dumps(text_config(), indent=1) + "\n")
     _write(config, yaml_text(encoder))
-    if not target.exists():
+    if not target.exists() or file_digest(target) != file_digest(source):
         replace_file(target, source.read_bytes())
     return [target, config, *sorted(encoder.iterdir())]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the file is a pocket checkpoint, of this version of the program or another."""
+    try:
+        return read_header(path).metadata.get("modelspec.title") == TITLE
+    except CopierError:
+        return False
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
+from torch.nn import functional
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
@@ -19,6 +21,9 @@ from copier.ops.lora_file import network_metadata
 from copier.recipe import LossWeighting, TrainingSpec
 
 ADAPTER = "copier"
+MERGING_FACTOR = 6.0
+"""Three by multiplications alone; a LoRA beside its weight also passes over the activations more often
+(measured on two CPU cores, widths of 64 to 512, rank 16: 0.31 s a step with 6, 0.34 with 3, 0.39 without)."""
 
 
 class LoraModules:
@@ -126,6 +131,8 @@ class LoraModules:
             self._layers[name] = layer
             for factor in _factors(layer):
                 factor.to(device=model.device, dtype=torch.float32)
+            if _merging_is_cheaper(layer, self._rank_of(layer)[0]):
+                layer.forward = partial(_merged_forward, layer, self._scale_of(layer))
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
@@ -137,11 +144,42 @@ class LoraModules:
             down.copy_(start)
             up.zero_()
 
+    def _scale_of(self, layer: Any) -> float:
+        rank, alpha = self._rank_of(layer)
+        return alpha / rank
+
     def _rank_of(self, layer: Any) -> tuple[int, float]:
         spec = self._spec
         if _is_spatial(layer.base_layer):
             return spec.conv_rank, spec.conv_alpha
         return spec.rank, spec.alpha
+
+
+def _merging_is_cheaper(layer: Any, rank: int) -> bool:
+    """Whether a step costs less with the delta added to the weight than beside it.
+
+    Multiplications for each position: rank (in + out) for the output, as many for the gradient of the
+    input and for that of the factors, against in out for the gradient of the merged weight; what
+    passes over the activations besides is left out. Only in float32: added to a half-precision
+    weight, small deltas would be lost.
+    """
+    weight = layer.base_layer.weight
+    out, inner = weight.shape[0], weight[0].numel()
+    return weight.dtype is torch.float32 and out * inner <= MERGING_FACTOR * rank * (out + inner)
+
+
+def _merged_forward(layer: Any, scale: float, x: torch.Tensor) -> torch.Tensor:
+    """What peft's layer computes, with weight + scale up down as the only weight; differentiable."""
+    base = layer.base_layer
+    down, up = (factor.weight for factor in _factors(layer))
+    weight = torch.addmm(
+        base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale
+    ).view(base.weight.shape)
+    if isinstance(base, torch.nn.Linear):
+        return functional.linear(x, weight, base.bias)
+    return functional.conv2d(
+        x, weight, base.bias, base.stride, base.padding, base.dilation, base.groups
+    )
 
 
 def lora_metadata(

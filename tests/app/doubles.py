@@ -17,6 +17,7 @@ from PIL import Image
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.family import Family
+from copier.checkpoint.header import read_header
 from copier.checkpoint.shapes import Widths, sd1_shapes
 from copier.checkpoint.writer import write_tensors
 from copier.ops.lora_file import network_metadata, write_lora
@@ -24,6 +25,7 @@ from copier.progress import ProgressEvent
 from copier.training.protocol import PicturesResult, TrainResult
 
 WIDTH = 8
+STRENGTH = "doubles.strength"
 BLOCK = "lora_unet_mid_block_attentions_0_"
 SHAPES = {BLOCK + "proj_in": (WIDTH, WIDTH, 1, 1), BLOCK + "transformer_blocks_0_attn2_to_q": (WIDTH, WIDTH)}
 
@@ -85,7 +87,8 @@ class FakeWorker:
                 self.on_train(cancel)
             cancel.check()
             observer(ProgressEvent(request.stage, step, 3, loss=1.0 / step, rate=0.01))
-        write_small_lora(request.output, seed=zlib.crc32(request.stage.encode()))
+        number = zlib.crc32(request.stage.encode()) + request.training.seed
+        write_small_lora(request.output, seed=number, **{STRENGTH: str(1 + 37 * number % 97 / 97)})
         return TrainResult(request.output, (1.0, 0.5, 1 / 3), 0.1)
 
     def sample(self, request: Any, *, observer: Any, cancel: Any) -> PicturesResult:
@@ -97,7 +100,7 @@ class FakeWorker:
                 cancel.check()
             noise = np.random.default_rng([seed, zlib.crc32(prompt.encode())])
             blocks = noise.integers(64, 192, (8, 8, 3)).astype(float)
-            blocks -= 20 * sum(weight for _, weight in request.loras)
+            blocks -= 20 * sum(weight * _strength(path) for path, weight in request.loras)
             picture = Image.fromarray(np.clip(blocks, 0, 255).astype(np.uint8))
             paths.append(request.out / f"{i:04d}.png")
             picture.resize((request.width, request.height), Image.Resampling.NEAREST).save(paths[-1])
@@ -113,6 +116,11 @@ class FakeWorker:
             paths.append(request.out / f"{i:04d}.png")
             Image.fromarray((np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)).save(paths[-1])
         return PicturesResult(tuple(paths), 0.1)
+
+
+def _strength(lora: Path) -> float:
+    """How much a LoRA darkens: 1, or what stage and seed make of it for one that was trained."""
+    return float(read_header(lora).metadata.get(STRENGTH, 1.0))
 
 
 def short_recipe() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +62,58 @@ def test_a_token_that_is_set_stops_before_the_first_stage(
     with pytest.raises(Cancelled):
         service.execute([request_], Settings(folder / "data"), cancel=token)
     assert worker.calls == []
+
+
+def test_several_seeds_train_all_of_it_anew_and_report_mean_and_range(
+    folder: Path, request_: RunRequest, worker: Any
+) -> None:
+    outcome = service.execute([request_], Settings(folder / "data"), control=True, seeds=3)
+    trained = [stage for operation, stage in worker.calls if operation == "train"]
+    assert trained == ["copier", "lora", "control"] * 3
+    base_drawn = [call for call in worker.calls if call == ("sample", "evaluate.base")]
+    assert len(base_drawn) == 1
+    assert outcome.report is not None
+    report = json.loads(outcome.report.json.read_text(encoding="utf-8"))
+    (result,) = report["results"]
+    assert result["seeds"]["seeds"] == [1, 2, 3]
+    rows = {row["label"]: row for row in result["seeds"]["rows"]}
+    for label in ("Gate: median distance", "Effect at +1", "Leakage at +1 over the control's"):
+        assert rows[label]["lora"]["count"] == 3
+    outcomes = [run.entries["evaluate"].record.outcome for run in outcome.everything]
+    effects = [next(one["effect"] for one in each["lora"] if one["weight"] == 1) for each in outcomes]
+    row = rows["Effect at +1"]["lora"]
+    assert row["low"] == pytest.approx(min(effects), abs=1e-5)
+    assert row["mean"] == pytest.approx(sum(effects) / 3, abs=1e-5)
+    assert row["low"] < row["mean"] < row["high"]
+    assert rows["Effect at +1"]["control"]["mean"] != row["mean"]
+    assert len(report["stages"]) == len({one.stage.key for run in outcome.everything for one in run.stages})
+    assert len(list(request_.out.glob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("seeds", [0, 3])
+def test_seeds_that_cannot_be_are_refused_before_anything_is_trained(
+    folder: Path, request_: RunRequest, worker: Any, seeds: int
+) -> None:
+    last = replace(request_, recipe=with_value(request_.recipe, "training.seed=4294967294"))
+    with pytest.raises(BadInput, match="seed"):
+        service.execute([last], Settings(folder / "data"), seeds=seeds)
+    assert worker.calls == []
+    assert not request_.out.exists()
+
+
+def test_files_are_there_as_soon_as_the_first_seed_is_done(
+    folder: Path, request_: RunRequest, doubles: ModuleType, worker: Any
+) -> None:
+    token = CancelToken()
+
+    def cancel_in_the_second(self: object, cancel: CancelToken) -> None:
+        if len([call for call in worker.calls if call[0] == "train"]) > 2:
+            token.cancel()
+
+    worker.on_train = cancel_in_the_second
+    with pytest.raises(Cancelled):
+        service.execute([request_], Settings(folder / "data"), seeds=2, cancel=token)
+    assert (request_.out / "grayscale.safetensors").is_file()
 
 
 def test_an_observer_that_fails_does_not_fail_the_run(

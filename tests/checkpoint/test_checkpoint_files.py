@@ -17,9 +17,9 @@ from copier.checkpoint import writer as writer_module
 from copier.checkpoint.dtypes import dtype_name, torch_dtype
 from copier.checkpoint.header import ITEM_BYTES, read_header
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.temporary import replace_file
 from copier.checkpoint.writer import TensorWriter, data_digest, write_tensors
 from copier.errors import BadCheckpoint, BadInput, UnknownName
+from copier.temporary import replace_file
 
 DTYPES = [name for name in ITEM_BYTES if name not in ("U16", "U32", "U64") or hasattr(torch, "uint16")]
 """torch before 2.3 has no unsigned integers but the smallest."""

@@ -20,6 +20,17 @@ PAIR = ("--a", "a.png", "--b", "b.png")
 RUN = ("run", "short.json", "--checkpoint", "base.safetensors")
 
 
+FILES = 'training.captions={"policy": "files"}'
+
+
+def captions(a: str, b: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "a.txt").write_text(a)
+        (folder / "b.txt").write_bytes(b)
+
+    return write
+
+
 def truncated(folder: Path) -> None:
     content = (folder / "a.png").read_bytes()
     (folder / "cut.png").write_bytes(content[: len(content) // 2])
@@ -248,6 +259,16 @@ CASES = {
         *PAIR, "--data", "taken", words=("data folder", "--data"), prepare=file_named("taken")
     ),
     "somebody else's report": run(*PAIR, words=("report.json", "--out"), prepare=foreign_report),
+    "a title that is no text": run(*PAIR, "--title", "caf\udce9", words=("title", "position 4")),
+    "more seeds than there are": run(
+        *PAIR, "--seeds", "2", "--set", "training.seed=4294967295", words=("4294967296", "largest")
+    ),
+    "a caption file in another encoding": run(
+        *PAIR, "--set", FILES, words=("b.txt", "UTF-8"), prepare=captions("a scene", b"caf\xe9")
+    ),
+    "a caption that is measured with": run(
+        *PAIR, "--set", FILES, words=("'one'", "measures with"), prepare=captions("one", b"a scene")
+    ),
     "no caption folder": run(*PAIR, "--captions", "none", words=("none", "--captions")),
     # generate and evaluate
     "a LoRA of another family to draw with": Case(
@@ -282,6 +303,9 @@ CASES = {
     "an edit without files": Case(("edit", "grayscale"), ("NAME IN OUT", "--list")),
     "an edit with loss": Case(("edit", "blur", "a.png", "b.jpg"), ("b.jpg", ".png")),
     "an edit over a file": Case(("edit", "blur", "a.png", "b.png"), ("b.png exists", "--overwrite")),
+    "an edit over its input": Case(
+        ("edit", "blur", "a.png", "a.png", "--overwrite"), ("a.png", "is an input too")
+    ),
     "an edit into no folder": Case(("edit", "blur", "a.png", "none/b.png"), ("none", "create it")),
     # algebra
     "no rule": Case(("resize", "small.safetensors", "-o", "x.safetensors"), ("no rule", "--sv-fro")),
@@ -307,6 +331,12 @@ CASES = {
     ),
     "output is the input": Case(
         ("combine", "small.safetensors", "-o", "small.safetensors", "--overwrite"), ("is an input too",)
+    ),
+    "a weight that would overflow": Case(
+        ("combine", "small.safetensors=1e300", "-o", "x.safetensors"), ("1e+300", "between -1000 and 1000")
+    ),
+    "a merge that would overflow": Case(
+        ("merge", "base.safetensors", "small.safetensors=1e300", "-o", "x.safetensors"), ("1e+300", "1000")
     ),
     "output of another kind": Case(("combine", "small.safetensors", "-o", "x.pt"), ("x.pt", ".safetensors")),
     "output into no folder": Case(
@@ -389,3 +419,21 @@ def test_the_same_run_with_good_input_is_accepted(copier: Any, worker: Any) -> N
     """The cases above fail for their own reason, not because the run would fail anyway."""
     assert copier(*RUN, *PAIR).code == 0
     assert worker.calls
+
+
+def test_a_folder_with_another_programs_sheet_takes_pictures(
+    copier: Any, folder: Path, worker: Any
+) -> None:
+    # Only a report would replace it.
+    place = folder / "mine"
+    place.mkdir()
+    (place / "sheet.png").write_bytes(b"theirs")
+    done = copier("generate", "x", "--checkpoint", "base.safetensors", "--out", "mine")
+    assert done.code == 0, done.err
+    assert (place / "sheet.png").read_bytes() == b"theirs"
+
+
+def test_captions_may_begin_with_a_byte_order_mark(copier: Any, folder: Path, worker: Any) -> None:
+    captions("\ufeffa scene", b"another")(folder)
+    done = copier(*RUN, *PAIR, "--set", FILES)
+    assert done.code == 0, done.err

@@ -105,6 +105,7 @@ def test_a_signal_stops_the_child_and_keeps_the_finished_stages(
             doubles.until_cancelled(cancel)
 
     worker.on_train = stop
+    handler = signal.getsignal(signal.SIGINT)
     done = copier(*RUN)
     assert done.code == 130
     assert done.out == ""
@@ -117,7 +118,7 @@ def test_a_signal_stops_the_child_and_keeps_the_finished_stages(
     again = copier(*RUN, "--json")
     assert again.code == 0
     assert next(one["name"] for one in again.json["stages"] if one["status"] == "run") == "lora"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_second_signal_ends_it_at_once(copier: Any, worker: Any, doubles: ModuleType) -> None:

@@ -248,7 +248,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one_and_no_stray_file(tm
     def full_disk(*_args: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full_disk)
+    monkeypatch.setattr("copier.temporary.os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_report(replace(least, title="Another"), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -210,6 +211,8 @@ def test_write_points_do_nothing_but_refuse_names_that_are_not_listed(monkeypatc
 def test_every_write_point_is_in_the_code_and_every_one_in_the_code_is_listed():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "copier").rglob("*.py"))
     quoted = {part.split('"', 1)[0] for part in source.split('write_point("')[1:]}
+    for prefix in re.findall(r' point="([a-z]+)"', source):  # of ``replace_file``
+        quoted |= {f"{prefix}-{place}" for place in ("temporary", "rename", "done")}
     assert quoted == set(writepoints.WRITE_POINTS)
 
 

@@ -12,7 +12,6 @@ import pytest
 from pipeline_fake import FakeWorker, digests, execute, execute_and_publish, make_request
 
 from copier.checkpoint.header import read_header
-from copier.checkpoint.temporary import create_temporary
 from copier.codec import load_recipe, recipe_from_json, recipe_from_text, recipe_to_json
 from copier.digest import file_digest
 from copier.errors import BadInput
@@ -36,6 +35,7 @@ from copier.pipeline.results import (
 )
 from copier.pipeline.store import StageStore
 from copier.request import Edit, PictureFile
+from copier.temporary import create_temporary
 from copier.version import program
 
 LORAS = {"copier", "wide", "sum", "lora", "control"}

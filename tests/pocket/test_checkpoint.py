@@ -58,3 +58,22 @@ def test_installing_into_another_folder_is_refused_and_writes_nothing(tmp_path: 
     with pytest.raises(BadInput, match="webui"):
         install(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_installing_replaces_an_earlier_pocket_checkpoint_and_no_other_file(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    import torch
+
+    from copier.checkpoint.writer import write_tensors
+    from copier.pocket.checkpoint import TITLE
+    from copier.pocket.install import install
+
+    models = tmp_path / "models" / "Stable-diffusion"
+    models.mkdir(parents=True)
+    target = models / checkpoint_path().name
+    write_tensors(target, {"x": torch.zeros(1)}, {"modelspec.title": "Somebody's model"})
+    with pytest.raises(BadInput, match="another file"):
+        install(tmp_path)
+    write_tensors(target, {"x": torch.zeros(1)}, {"modelspec.title": TITLE}, overwrite=True)
+    install(tmp_path)
+    assert target.read_bytes() == checkpoint_path().read_bytes()

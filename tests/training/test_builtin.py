@@ -118,7 +118,9 @@ def test_everything_trained_at_once_moves_every_module(
     lora = read_lora(plain.output)
     assert len(lora.weights) == 350
     assert {tensor.dtype for tensor in tensors(plain.output).values()} == {torch.float16}
-    still = [name for name, delta in lora.weights.items() if not delta.up.any()]
+    # The middle block has one position here: its self-attention has nothing to choose from.
+    alone = tuple(f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{one}" for one in "qk")
+    still = [name for name, delta in lora.weights.items() if not delta.up.any() and name not in alone]
     assert still == []
     saved = TrainingJob(output=tmp_path / "b.safetensors", precision=Precision.FP16)
     train(model, replace(spec, gradient_checkpointing=True), picture, saved)

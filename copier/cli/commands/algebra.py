@@ -284,12 +284,16 @@ def _inspected(found: dict[str, Any]) -> str:
         rows.append(("modules", _counts(found["modules"])))
         rows += [(f"rank, {kind}", _counts(ranks)) for kind, ranks in found["ranks"].items()]
         rows.append(("alpha", _counts(found["alphas"])))
-        rows.append(("norm", f"{found['norm']:.3g}"))
-        rows += [(f"norm, {block}", f"{norm:.3g}") for block, norm in found["norms"].items()]
+        rows.append(("norm", _norm(found["norm"])))
+        rows += [(f"norm, {block}", _norm(norm)) for block, norm in found["norms"].items()]
     if found["recipe"] is not None:
         rows.append(("recipe", f"{found['recipe']['name']}: {found['recipe']['title']}"))
     rows += [(name, _short(text)) for name, text in sorted(found["metadata"].items())]
     return table(rows)
+
+
+def _norm(norm: float | None) -> str:
+    return "no finite number" if norm is None else f"{norm:.3g}"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from copier.cli.commands.run import execute
+from copier.cli.commands.run import add_seeds, execute
 from copier.cli.parser import Commands
 from copier.cli.session import Answer, Session
 
@@ -30,6 +30,7 @@ def register(commands: Commands) -> None:
         action="store_true",
         help="also a second edit with the same copier, and the difference recipe",
     )
+    add_seeds(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the outcome (default: demo)"
     )
@@ -45,4 +46,4 @@ def _demo(arguments: argparse.Namespace, session: Session) -> Answer:
         device=arguments.device,
         threads=arguments.threads,
     )
-    return execute(requests, session, control=True)
+    return execute(requests, session, control=True, seeds=arguments.seeds)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copier.cli.parser import Commands, assignment, seed
+from copier.cli.parser import Commands, assignment, positive, seed
 from copier.cli.session import Answer, Session
 from copier.cli.text import number, stage_table, table
 from copier.errors import BadInput
@@ -71,8 +71,20 @@ def register(commands: Commands) -> None:
     how.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of the outcome (default: out)"
     )
+    add_seeds(how)
     how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
     how.add_argument("--dry-run", action="store_true", help="only show the stages, with keys and reasons")
+
+
+def add_seeds(parser: Any) -> None:
+    """The option ``--seeds``."""
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="train all of it with N seeds, and report mean and range of the figures (default: 1)",
+    )
 
 
 def _run(arguments: argparse.Namespace, session: Session) -> Answer:
@@ -81,13 +93,15 @@ def _run(arguments: argparse.Namespace, session: Session) -> Answer:
     from copier.app import figures, service
 
     if arguments.dry_run:
-        states = service.preview(request, session.settings, control=arguments.control)
+        states = service.preview(request, session.settings, control=arguments.control, seeds=arguments.seeds)
         data = figures.preview_json(states)
         return Answer({"recipe": request.recipe.name, **data}, _preview_text(data))
-    return execute((request,), session, control=arguments.control)
+    return execute((request,), session, control=arguments.control, seeds=arguments.seeds)
 
 
-def execute(requests: tuple[RunRequest, ...], session: Session, *, control: bool) -> Answer:
+def execute(
+    requests: tuple[RunRequest, ...], session: Session, *, control: bool, seeds: int = 1
+) -> Answer:
     """Run the requests with progress; files and main figures."""
     from copier.app import figures, service
 
@@ -98,6 +112,7 @@ def execute(requests: tuple[RunRequest, ...], session: Session, *, control: bool
         requests,
         session.settings,
         control=control,
+        seeds=seeds,
         observer=session.progress,
         cancel=session.stoppable(),
     )

@@ -15,6 +15,8 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
+from copier.writepoints import write_point
+
 log = logging.getLogger(__name__)
 
 
@@ -45,8 +47,16 @@ def remove_leftovers(target: Path) -> None:
                 place.unlink()
 
 
-def replace_file(target: Path, content: bytes) -> None:
-    """Write ``content`` to ``target``, in place of what is there, in one step; raises OSError."""
+def replace_file(target: Path, content: bytes, *, point: str = "") -> None:
+    """Write ``content`` to ``target``, in place of what is there, in one step; raises OSError.
+
+    ``point`` is the first part of the names of the write points that are passed, or "" for none.
+    """
+
+    def pass_point(place: str) -> None:
+        if point:
+            write_point(f"{point}-{place}")
+
     remove_leftovers(target)
     file, place = create_temporary(target)
     try:
@@ -54,10 +64,23 @@ def replace_file(target: Path, content: bytes) -> None:
             # Buffered: an unbuffered write may stop short without an error.
             with open(file.fileno(), "wb", closefd=False) as whole:
                 whole.write(content)
+            pass_point("temporary")
             os.fsync(file.fileno())
-        os.replace(place, target)
+            pass_point("rename")
+            move_into_place(file, place, target)
     finally:
         place.unlink(missing_ok=True)
+    pass_point("done")
+
+
+def move_into_place(file: BinaryIO, place: Path, target: Path) -> None:
+    """Rename the temporary file to ``target``, in place of what is there; raises OSError.
+
+    While it is still locked: unlocked, another writer of the same target would take it for a leftover.
+    """
+    if os.name == "nt":
+        file.close()  # an open file cannot be renamed there, nor can a leftover be told from it
+    os.replace(place, target)
 
 
 def _lock(file: BinaryIO, *, unknown: bool) -> bool:
