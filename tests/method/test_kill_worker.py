@@ -31,7 +31,7 @@ COMMAND = (
     *("--set", f"evaluate.prompts={PROMPT}", "--set", "evaluate.seeds=[2001]"),
     *("--set", "evaluate.weights=[-1, 1]", "--set", "evaluate.sampling_steps=40"),
 )
-KILLS = ("a", "copier", "gate.base", "lora", "evaluate.lora")
+KILLS = ("copier", "gate.base", "evaluate.lora")
 """Stages of the run, each killed once inside; the runs after the first resume."""
 
 
