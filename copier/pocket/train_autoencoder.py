@@ -73,7 +73,7 @@ def unpack(work: Path, checkpoint: Path) -> None:
 
 
 def train_autoencoder(work: Path, *, steps: int, seed: int) -> None:
-    """Encoder and decoder in bfloat16 autocast: four crops of 64 px a step, later one whole scene.
+    """Encoder and decoder (see ``half_precision``): four crops of 64 px a step, later one whole scene.
 
     The norms' statistics differ between crops and whole scenes, hence the last part.
     """
