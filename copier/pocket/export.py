@@ -7,7 +7,7 @@ the text encoder, the autoencoder with the tuned decoder where there is one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from copier.checkpoint.names import (
     squeezed_in_diffusers,
 )
 from copier.checkpoint.writer import write_tensors
-from copier.digest import file_digest
 from copier.pocket.architecture import TEXT_WIDTH, VOCABULARY
 from copier.pocket.checkpoint import TITLE
-from copier.pocket.loop import check_origin
+from copier.pocket.loop import check_origin, origin_of
 from copier.pocket.train_unet import scene_tokens
 
 METADATA = {
@@ -45,15 +44,11 @@ UNTRAINED_ROWS_STD = 0.02
 
 def ldm_tensors(work: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint by LDM key, fp16, from the states of the training stages."""
-    latents, tuned, unet = work / "latents.pt", work / "decoder.pt", _load(work / "unet.pt")
-    made_from = {"latents.pt": file_digest(latents), "text.pt": file_digest(work / "text.pt")}
-    check_origin(work / "unet.pt", unet, {"seed": unet["origin"]["seed"], **made_from})
-    autoencoder = _load(latents)["autoencoder"]
-    if tuned.exists():
-        state = _load(tuned)
-        latents_alone = {"latents.pt": made_from["latents.pt"]}
-        check_origin(tuned, state, {"seed": state["origin"]["seed"], **latents_alone})
-        autoencoder = state["model"]
+    unet = _load(work, "unet.pt", made_from=("latents.pt", "text.pt"))
+    if (work / "decoder.pt").exists():
+        autoencoder = _load(work, "decoder.pt", made_from=("latents.pt",))["model"]
+    else:
+        autoencoder = _load(work, "latents.pt")["autoencoder"]
     average = unet["model"]["average"]
     tensors = {}
     for key, value in autoencoder.items():
@@ -81,8 +76,11 @@ def full_embedding(rows: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def _load(work: Path, name: str, *, made_from: Sequence[str] = ()) -> Mapping[str, Any]:
+    """A stage's state; ValueError where it was not made from the files of ``made_from`` as they are now."""
+    state: Mapping[str, Any] = torch.load(work / name, map_location="cpu", weights_only=True)
+    if made_from:
+        check_origin(work / name, state, origin_of(work, state["origin"]["seed"], made_from))
     return state
 
 

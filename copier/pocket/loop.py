@@ -85,7 +85,7 @@ def run(
         parameters, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
     )
     first = 0
-    origin = {"seed": seed, **{input_: file_digest(work / input_) for input_ in inputs}}
+    origin = origin_of(work, seed, inputs)
     if path.exists():
         saved = torch.load(path, map_location="cpu", weights_only=True)
         check_origin(path, saved, origin)
@@ -110,6 +110,11 @@ def run(
         if done % SAVE_EVERY == 0 or done == steps:
             state = {"model": state_of(), "optimiser": optimiser.state_dict(), "step": done}
             save(path, {**state, "origin": origin})
+
+
+def origin_of(work: Path, seed: int, inputs: Sequence[str]) -> dict[str, Any]:
+    """What a state was made from: the seed, and the SHA-256 of the files in ``work`` that it stands on."""
+    return {"seed": seed, **{name: file_digest(work / name) for name in inputs}}
 
 
 def check_origin(path: Path, saved: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
