@@ -26,6 +26,9 @@ from copier.training.protocol import SampleRequest
 
 USUAL_SIDE = 512
 """What SD 1.x was trained at, in pixels."""
+LARGEST_SIDE = 4096
+LARGEST_SEED = 2**32 - 1
+MOST_PICTURES = 10_000
 _USUAL_WIDTH = 320
 """Channels of SD 1.x's first convolution; a narrower network is a small model, for small pictures."""
 _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
@@ -37,7 +40,7 @@ class DrawRequest:
 
     checkpoint: Path
     prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     out: Path
     loras: tuple[tuple[Path, float], ...] = ()
     negative: str = ""
@@ -50,17 +53,22 @@ class DrawRequest:
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
-            if value % 64 or value < 0:
-                raise BadInput(f"the {name} is {value} px: it must be a multiple of 64, as 128 or 512 are")
-        for what, number, low, high in (
-            ("number of sampling steps", self.steps, 1, 150),
-            ("guidance", self.guidance, 1, 30),
-            *(("seed", seed, 0, 2**32 - 1) for seed in self.seeds),
-        ):
-            if not low <= number <= high:
-                raise BadInput(f"the {what} is {number:g}: it must lie between {low} and {high}")
+            if value % 64 or not 0 <= value <= LARGEST_SIDE:
+                raise BadInput(
+                    f"the {name} is {value} px: it must be a multiple of 64, as 128 or 512 are, and at most "
+                    f"{LARGEST_SIDE}"
+                )
         if not self.prompts or not self.seeds:
             raise BadInput("there is nothing to draw: give a prompt and a seed")
+        for what, number, low, high in (
+            ("number of pictures", len(self.prompts) * len(self.seeds), 1, MOST_PICTURES),
+            ("number of sampling steps", self.steps, 1, 150),
+            ("guidance", self.guidance, 1, 30),
+            ("first seed", min(self.seeds), 0, LARGEST_SEED),
+            ("last seed", max(self.seeds), 0, LARGEST_SEED),
+        ):
+            if not low <= number <= high:
+                raise BadInput(f"the {what} is {number}: it must lie between {low} and {high}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,6 +36,11 @@ Results go to standard output, progress and notes to standard error.
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that offers the nearest names and points to the help."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # argparse takes -1 and -0.5 for numbers, but -1e-3 only since Python 3.14.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
@@ -177,9 +183,9 @@ def finite(text: str) -> float:
 
 
 def weighted_file(text: str) -> tuple[Path, float]:
-    """FILE or FILE=WEIGHT; without a weight it is 1."""
+    """FILE or FILE=WEIGHT; without a weight it is 1. A file may have '=' in its own name."""
     name, separator, weight = text.rpartition("=")
-    if not separator:
+    if not separator or Path(text).is_file():
         return Path(text), 1.0
     try:
         return Path(name), finite(weight)

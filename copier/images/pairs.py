@@ -67,6 +67,8 @@ def read_picture(path: str | os.PathLike[str], *, note: Note = log.warning) -> I
     name = os.fspath(path)
     if os.path.isdir(name):
         raise BadPicture(f"{name} is a folder: name a picture in it")
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise BadPicture(f"{name} is a pipe or a device: give a PNG, JPEG or WebP file")
     try:
         with open(name, "rb") as file, _strict_decoding():
             image = _opened(file, name)

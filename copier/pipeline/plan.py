@@ -200,7 +200,7 @@ class _Builder:
         }
         captions = caption_file(self.request, stage)
         if captions is not None:
-            numbers["captions"] = self.digest(captions)
+            numbers["captions"] = read_captions(captions)
         self._put(stage.name, "train", numbers, needs, stage)
 
     def _gate(self, stage: GateStage) -> None:

@@ -33,11 +33,9 @@ from copier.pipeline.measure import (
 from copier.pipeline.plan import (
     Plan,
     PlannedStage,
-    caption_file,
     caption_place,
     drawing_precision,
     original_side,
-    read_captions,
 )
 from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer, ProgressEvent
@@ -185,12 +183,11 @@ def train(context: Context) -> Json:
 
 
 def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
-    """The text of the picture's caption file, or none, for the policy ``files``; for others nothing."""
+    """The text of the picture's caption file as it was planned, for the policy ``files``; else nothing."""
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
-    path = caption_file(context.request, stage)
-    if path is not None:
-        return (read_captions(path),)
+    if "captions" in context.stage.ingredients:
+        return (context.stage.ingredients["captions"],)
     place = caption_place(context.request, stage)
     why = "A is generated and has no caption file" if place is None else f"there is no caption file {place}"
     context.observer(ProgressEvent(context.stage.name, message=f"trains with an empty caption: {why}"))

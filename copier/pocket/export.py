@@ -44,7 +44,7 @@ UNTRAINED_ROWS_STD = 0.02
 
 def ldm_tensors(work: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint by LDM key, fp16, from the states of the training stages."""
-    unet = _load(work, "unet.pt", made_from=("latents.pt", "text.pt"))
+    unet = _load(work, "settle.pt", made_from=("latents.pt", "text.pt", "unet.pt"))
     if (work / "decoder.pt").exists():
         autoencoder = _load(work, "decoder.pt", made_from=("latents.pt",))["model"]
     else:

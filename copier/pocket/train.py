@@ -6,7 +6,8 @@ Stages, in order; each resumes from ``DIR/<stage>.pt`` and appends to ``DIR/trai
     polish        both again, on whole scenes, for the signal-to-noise ratio itself
     latents       fold scale and offset into quant_conv, encode the training scenes once
     text          the text encoder learns to name the scenes
-    unet          the U-Net on the cached latents
+    unet          the U-Net on the cached latents, most of it at high noise
+    settle        the U-Net again, evenly at all timesteps
     decoder       the decoder alone, on whole plain and edited scenes (the latents stay valid)
 
 ``unpack`` comes instead of the first where networks are to go on from a checkpoint file: it gives
@@ -31,13 +32,14 @@ from copier.pocket.train_autoencoder import (
     train_decoder,
     unpack,
 )
-from copier.pocket.train_unet import train_text_encoder, train_unet
+from copier.pocket.train_unet import settle_unet, train_text_encoder, train_unet
 
 TRAININGS = {
     "autoencoder": (train_autoencoder, 3000),
     "polish": (polish_autoencoder, 700),
     "text": (train_text_encoder, 600),
     "unet": (train_unet, 2000),
+    "settle": (settle_unet, 600),
     "decoder": (train_decoder, 600),
 }
 """The stages that train, each with its number of steps."""

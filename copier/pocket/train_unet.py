@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from copier.pocket import scenes
 from copier.pocket.architecture import TEXT_WIDTH, build_text_encoder, build_unet
 from copier.pocket.loop import run
 
-NOISE_WEIGHT_LIMIT = 100.0
-NOISE_WEIGHT_POWER = 0.75
 POOLED_SHARES = {4: 2.0, 16: 12.0}
 """Weights of the error's means over squares of so many latents, in the U-Net's loss."""
 NOISE_OFFSET = 0.4
@@ -95,13 +94,13 @@ def train_text_encoder(work: Path, *, steps: int, seed: int, batch: int = 64) ->
     )  # fmt: skip
 
 
-def noise_weights(alpha_bar: torch.Tensor) -> torch.Tensor:
+def noise_weights(alpha_bar: torch.Tensor, *, limit: float, power: float) -> torch.Tensor:
     """Loss weight of each timestep, of mean 1: (min(1 / alpha_bar, limit)) ** power.
 
     On 16 x 16 latents the noise's mean rivals the signal's at high timesteps, and the plain epsilon
     loss hardly sees it: backgrounds would come out in wrong colours.
     """
-    weight = (1.0 / alpha_bar).clamp(max=NOISE_WEIGHT_LIMIT) ** NOISE_WEIGHT_POWER
+    weight = (1.0 / alpha_bar).clamp(max=limit) ** power
     return weight / weight.mean()
 
 
@@ -147,8 +146,57 @@ class Average:
                 self.values[name].lerp_(value, 1 - decay)
 
 
-def train_unet(work: Path, *, steps: int, seed: int, batch: int = 24) -> None:
-    """The U-Net on the cached latents, epsilon prediction, float32; the text encoder stays as it is."""
+def train_unet(work: Path, *, steps: int, seed: int) -> None:
+    """The U-Net where the text decides: loss and timesteps favour high noise.
+
+    A third of the timesteps is above 900: only there the text decides the colours, for below the mean
+    of the noised latents shows them.
+    """
+    start = work / "start.pt"
+    unet = torch.load(start, map_location="cpu", weights_only=True) if start.exists() else None
+    _train(
+        "unet", work, steps=steps, seed=seed, peak=2e-3, stream=3, start=unet,
+        weights=noise_weights(alphas_cumprod(), limit=100.0, power=0.75),
+        spread=lambda even: 1 - (1 - even) ** 2, inputs=["latents.pt", "text.pt"],
+    )  # fmt: skip
+
+
+def settle_unet(work: Path, *, steps: int, seed: int) -> None:
+    """The averaged U-Net again, with even timesteps and nearly even weights.
+
+    After the stage before, low noise is left in the pictures: backgrounds come out mottled.
+    """
+    average = torch.load(work / "unet.pt", map_location="cpu", weights_only=True)["model"]["average"]
+    unet = {key.removeprefix("unet."): value for key, value in average.items() if key.startswith("unet.")}
+    _train(
+        "settle", work, steps=steps, seed=seed, peak=5e-4, stream=7, start=unet,
+        weights=noise_weights(alphas_cumprod(), limit=10.0, power=0.25),
+        spread=lambda even: even, inputs=["latents.pt", "text.pt", "unet.pt"],
+    )  # fmt: skip
+
+
+def _train(
+    stage: str,
+    work: Path,
+    *,
+    steps: int,
+    seed: int,
+    peak: float,
+    stream: int,
+    start: Mapping[str, torch.Tensor] | None,
+    weights: torch.Tensor,
+    spread: Callable[[torch.Tensor], torch.Tensor],
+    inputs: Sequence[str],
+    batch: int = 24,
+) -> None:
+    """The U-Net on the cached latents, epsilon prediction, float32; the text encoder stays as it is.
+
+    Args:
+        stream: number of the stage's own random numbers.
+        start: the U-Net's first values, by diffusers' names; None for random ones.
+        weights: loss weight of each of the 1000 timesteps.
+        spread: even numbers in [0, 1), stratified over the batch -> timesteps / 1000.
+    """
     torch.manual_seed(seed)
     data = torch.load(work / "latents.pt", map_location="cpu", weights_only=True)
     latents = data["latents"]
@@ -157,24 +205,21 @@ def train_unet(work: Path, *, steps: int, seed: int, batch: int = 24) -> None:
     ]
     rows = CaptionRows()
     alpha_bar = alphas_cumprod()
-    weights = noise_weights(alpha_bar)
     model = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(len(rows.tokens))})
     taught = torch.load(work / "text.pt", map_location="cpu", weights_only=True)["model"]
     model.load_state_dict({k: v for k, v in taught.items() if not k.startswith("heads.")}, strict=False)
     model["text_encoder"].requires_grad_(False)
-    if (work / "start.pt").exists():
-        model["unet"].load_state_dict(torch.load(work / "start.pt", map_location="cpu", weights_only=True))
+    if start is not None:
+        model["unet"].load_state_dict(start)
     average = Average(model)
 
     def loss_at(step: int) -> torch.Tensor:
-        rng = np.random.default_rng((seed, 3, step))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rng = np.random.default_rng((seed, stream, step))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + stream * 100_003 + step)
         chosen = rng.integers(0, len(drawn), batch)
         captions = [scenes.training_caption(drawn[i], rng) for i in chosen]
-        # Stratified timesteps, a third of them above 900: only there the text decides the colours,
-        # for below the mean of the noised latents shows them.
         even = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        timesteps = ((1 - (1 - even) ** 2) * 1000).long().clamp(max=999)
+        timesteps = (spread(even) * 1000).long().clamp(max=999)
         clean = latents[torch.from_numpy(chosen)]
         noise = offset_noise(torch.randn(clean.shape, generator=generator), generator)
         noised = add_noise(clean, noise, alpha_bar[timesteps])
@@ -191,7 +236,7 @@ def train_unet(work: Path, *, steps: int, seed: int, batch: int = 24) -> None:
         average.values = state["average"]
 
     run(
-        "unet", work, steps=steps, peak=2e-3, parameters=list(model["unet"].parameters()),
+        stage, work, steps=steps, peak=peak, parameters=list(model["unet"].parameters()),
         state_of=lambda: {"model": model.state_dict(), "average": average.values},
-        load=load, loss_at=loss_at, after=after, seed=seed, inputs=["latents.pt", "text.pt"],
+        load=load, loss_at=loss_at, after=after, seed=seed, inputs=inputs,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignor
 from copier.recipe import LossWeighting, Precision, TrainingSpec
 from copier.training.captions import CaptionSource
 from copier.training.lora_modules import LoraModules, lora_metadata
-from copier.training.optimiser import build_optimiser, learning_rate
+from copier.training.optimiser import build_optimiser, learning_rate, with_available_optimiser
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,12 @@ def train(
     started = time.monotonic()
     observer, cancel = guarded(observer), cancel or CancelToken()
     _check(spec, pictures, job)
+
+    def note(message: str) -> None:
+        log.warning(message)
+        observer(ProgressEvent(job.stage, 0, spec.steps, message=message))
+
+    spec = with_available_optimiser(spec, model.device.type, note)
     captions = CaptionSource(spec.captions, job.captions, pictures=len(pictures), seed=spec.seed)
     start = read_lora(job.start).weights if job.start is not None else None
     with contextlib.ExitStack() as stack:
@@ -258,13 +264,8 @@ def _run(
     cancel: CancelToken,
 ) -> list[float]:
     """All steps; the losses."""
-
-    def note(message: str) -> None:
-        log.warning(message)
-        observer(ProgressEvent(stage, 0, spec.steps, message=message))
-
     parameters = lora.parameters()
-    optimiser = build_optimiser(spec, parameters, note)
+    optimiser = build_optimiser(spec, parameters)
     scale = _LossScale(model.dtype)
     draws = _Draws(spec, latents)
     alpha_bar = schedule.alphas_cumprod().to(model.device)

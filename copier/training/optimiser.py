@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,22 +30,31 @@ def learning_rate(spec: TrainingSpec, step: int) -> float:
     return spec.learning_rate
 
 
-def build_optimiser(
-    spec: TrainingSpec, parameters: Sequence[torch.nn.Parameter], note: Callable[[str], None]
-) -> torch.optim.Optimizer:
-    """AdamW over ``parameters``; the 8-bit one where CUDA and bitsandbytes are there.
+def with_available_optimiser(
+    spec: TrainingSpec, device: str, note: Callable[[str], None]
+) -> TrainingSpec:
+    """``spec`` with an optimiser that runs on ``device`` ("cuda", "cpu").
 
-    Where they are not, ``note`` is told that AdamW takes its place.
+    The 8-bit AdamW needs CUDA and bitsandbytes; where they are not, AdamW takes its place, and
+    ``note`` is told why.
     """
+    if spec.optimiser is not Optimiser.ADAMW_8BIT:
+        return spec
+    if device == "cuda" and importlib.util.find_spec("bitsandbytes"):
+        return spec
+    why = "bitsandbytes is not installed" if device == "cuda" else "it needs CUDA"
+    note(f"adamw8bit is replaced by adamw: {why}")
+    return replace(spec, optimiser=Optimiser.ADAMW)
+
+
+def build_optimiser(spec: TrainingSpec, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over ``parameters``, or its 8-bit form."""
     device = parameters[0].device.type
     settings: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if spec.optimiser is Optimiser.ADAMW_8BIT:
-        if device == "cuda" and importlib.util.find_spec("bitsandbytes"):
-            library = importlib.import_module("bitsandbytes.optim")
-            eight_bit: torch.optim.Optimizer = library.AdamW8bit(parameters, **settings)
-            return eight_bit
-        why = "bitsandbytes is not installed" if device == "cuda" else "it needs CUDA"
-        note(f"adamw8bit is replaced by adamw: {why}")
+        library = importlib.import_module("bitsandbytes.optim")
+        eight_bit: torch.optim.Optimizer = library.AdamW8bit(parameters, **settings)
+        return eight_bit
     # One call for all of the hundreds of small factors; fused on the CPU only since torch 2.4.
     fused = device == "cuda" or _torch_version() >= (2, 4)
     return torch.optim.AdamW(parameters, fused=fused, foreach=None if fused else True, **settings)

@@ -292,6 +292,11 @@ CASES = {
         ("generate", "x", "--lora", "l.safetensors=much"), ("much", "FILE=0.8")
     ),
     "no multiple of 64 to draw": Case(("generate", "x", "--size", "130x64"), ("130", "multiple of 64")),
+    "too large to draw": Case(("generate", "x", "--size", "8192"), ("8192", "at most 4096")),
+    "too many to draw": Case(("generate", "x", "--count", "1000000000"), ("1000000000", "10000")),
+    "seeds beyond the last": Case(
+        ("generate", "x", "--seed", "4294967295", "--count", "2"), ("last seed", "4294967296")
+    ),
     "a size that is none": Case(("generate", "x", "--size", "large"), ("'large'", "768x512")),
     "guidance out of bounds": Case(("generate", "x", "--guidance", "99"), ("99", "between 1 and 30")),
     "guidance that is no number": Case(("generate", "x", "--guidance", "nan"), ("nan", "finite")),

@@ -54,6 +54,24 @@ def test_every_example_parses(copier: Any) -> None:
         assert parser.parse_args(words).handler
 
 
+@pytest.mark.parametrize("text", ["-1e-3", "-2.5E+1", "-.5e0", "-3."])
+def test_negative_numbers_are_values_in_every_notation(text: str) -> None:
+    from copier.cli.main import _Version
+    from copier.cli.parser import build_parser
+
+    arguments = build_parser(_Version).parse_args(["evaluate", "l.safetensors", "--weight", text])
+    assert arguments.weight == [float(text)]
+
+
+def test_a_file_may_have_an_equals_sign_in_its_name(folder: Path) -> None:
+    from copier.cli.parser import weighted_file
+
+    path = folder / "a=0.5"
+    path.touch()
+    assert weighted_file(str(path)) == (path, 1.0)
+    assert weighted_file(f"{path}=2") == (path, 2.0)
+
+
 def test_the_help_lists_every_command_and_the_exit_codes(copier: Any) -> None:
     out = copier("--help").out
     for command in {command.split()[0] for command in COMMANDS}:
@@ -218,6 +236,7 @@ def test_pocket_install_hands_the_folder_to_the_installer(copier: Any) -> None:
     done = copier("pocket", "install", "webui", "--json")
     assert done.code == 0
     assert done.json == {"files": ["webui/installed"]}
+    assert "set width and height to 128" in copier("pocket", "install", "webui").out
 
 
 def test_as_a_process_bad_input_ends_with_2_and_leaves_nothing(folder: Path, doubles: ModuleType) -> None:

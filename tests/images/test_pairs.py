@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,10 @@ def test_files_that_are_no_pictures_say_so(tmp_path):
         read_picture(tmp_path / "missing.png")
     with pytest.raises(BadPicture, match="is a folder"):
         read_picture(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(BadPicture, match="is a pipe"):
+            read_picture(tmp_path / "pipe.png")
     (tmp_path / "a.png").write_text("a picture of a cat")
     with pytest.raises(BadPicture, match=r"not a picture.*PNG, JPEG or WebP"):
         read_picture(tmp_path / "a.png")

@@ -25,11 +25,11 @@ PROMPT = '["a blue heart on pink background"]'
 COMMAND = (
     *(sys.executable, "-m", "copier", "run", "copier-quick-pocket", "--edit", "grayscale"),
     *("--a-prompt", "a red star on cyan background", "--device", "cpu", "--json"),
-    *("--set", "training.steps=60", "--set", "training.batch_size=1", "--set", "second.sampling_steps=2"),
+    *("--set", "training.steps=20", "--set", "training.batch_size=1", "--set", "second.sampling_steps=2"),
     *("--set", f"second.prompts={PROMPT}", "--set", "second.seeds=[1001]"),
-    *("--set", f"gate.prompts={PROMPT}", "--set", "gate.seeds=[1001]", "--set", "gate.sampling_steps=40"),
+    *("--set", f"gate.prompts={PROMPT}", "--set", "gate.seeds=[1001]", "--set", "gate.sampling_steps=20"),
     *("--set", f"evaluate.prompts={PROMPT}", "--set", "evaluate.seeds=[2001]"),
-    *("--set", "evaluate.weights=[-1, 1]", "--set", "evaluate.sampling_steps=40"),
+    *("--set", "evaluate.weights=[-1, 1]", "--set", "evaluate.sampling_steps=20"),
 )
 KILLS = ("copier", "gate.base", "evaluate.lora")
 """Stages of the run, each killed once inside; the runs after the first resume."""

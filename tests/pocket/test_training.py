@@ -68,7 +68,7 @@ def test_folding_gives_latents_of_unit_variance_and_changes_no_picture() -> None
 
 
 def test_noise_weights_have_mean_one_and_favour_high_noise() -> None:
-    weights = noise_weights(alphas_cumprod())
+    weights = noise_weights(alphas_cumprod(), limit=100.0, power=0.75)
     assert weights.mean() == pytest.approx(1.0, abs=1e-5)
     assert weights[999] > 5 * weights[0]
     assert (weights[1:] >= weights[:-1] - 1e-6).all()
@@ -144,7 +144,7 @@ def test_a_step_of_every_stage_exports_a_checkpoint_that_loads(tmp_path: Path) -
 
     work, file = tmp_path / "work", tmp_path / "pocket.safetensors"
     work.mkdir()
-    for stage in ("autoencoder", "polish", "latents", "text", "unet", "decoder"):
+    for stage in ("autoencoder", "polish", "latents", "text", "unet", "settle", "decoder"):
         if stage == "latents":
             train_autoencoder.encode_scenes(work, count=8, seed=1)
         else:
@@ -156,7 +156,7 @@ def test_a_step_of_every_stage_exports_a_checkpoint_that_loads(tmp_path: Path) -
         assert model.vae.encode(scenes_).latent_dist.mean.shape == (2, 4, 8, 8)
     logged = [json.loads(line) for line in (work / "train.log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in logged] == [
-        "autoencoder", "polish", "latents", "text", "unet", "decoder"
+        "autoencoder", "polish", "latents", "text", "unet", "settle", "decoder"
     ]  # fmt: skip
 
     train_autoencoder.encode_scenes(work, count=16, seed=1)

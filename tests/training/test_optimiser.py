@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from copier.recipe import Optimiser, Schedule, TrainingSpec
-from copier.training.optimiser import build_optimiser, learning_rate
+from copier.training.optimiser import build_optimiser, learning_rate, with_available_optimiser
 
 SPEC = TrainingSpec(steps=100, warmup_steps=10, learning_rate=1.0)
 
@@ -38,10 +38,12 @@ def test_warm_up_for_all_steps_is_possible() -> None:
 def test_eight_bits_on_the_cpu_are_replaced_with_a_note() -> None:
     notes: list[str] = []
     weight = torch.nn.Parameter(torch.ones(2))
-    spec = replace(SPEC, optimiser=Optimiser.ADAMW_8BIT, weight_decay=0.25)
-    optimiser = build_optimiser(spec, [weight], notes.append)
+    asked = replace(SPEC, optimiser=Optimiser.ADAMW_8BIT, weight_decay=0.25)
+    spec = with_available_optimiser(asked, "cpu", notes.append)
+    assert spec == replace(asked, optimiser=Optimiser.ADAMW)
+    optimiser = build_optimiser(spec, [weight])
     assert type(optimiser) is torch.optim.AdamW
     assert optimiser.param_groups[0]["weight_decay"] == 0.25
     assert len(notes) == 1 and "CUDA" in notes[0]
-    build_optimiser(replace(spec, optimiser=Optimiser.ADAMW), [weight], notes.append)
+    assert with_available_optimiser(spec, "cpu", notes.append) is spec
     assert len(notes) == 1

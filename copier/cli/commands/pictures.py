@@ -68,7 +68,7 @@ def _generate(arguments: argparse.Namespace, session: Session) -> Answer:
     request = DrawRequest(
         checkpoint=session.checkpoint(),
         prompts=tuple(arguments.prompts),
-        seeds=tuple(range(arguments.seed, arguments.seed + arguments.count)),
+        seeds=range(arguments.seed, arguments.seed + arguments.count),
         out=arguments.out,
         loras=tuple(arguments.lora),
         negative=arguments.negative,

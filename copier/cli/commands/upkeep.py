@@ -118,4 +118,8 @@ def _age(seconds: float) -> str:
 
 def _install(arguments: argparse.Namespace, session: Session) -> Answer:
     files = [str(path) for path in session.embedded.install(arguments.webui)]
-    return Answer({"files": files}, "\n".join(files))
+    advice = (
+        "In the WebUI, refresh the list of checkpoints, choose it, and set width and height to 128. "
+        "If you move the WebUI, run this again: the .yaml names its folder."
+    )
+    return Answer({"files": files}, "\n".join([*files, advice]))
