@@ -14,6 +14,8 @@ from typing import Any
 
 from copier.errors import BadInput
 
+LARGEST_SEED = 2**32 - 1
+
 
 class Level(str, Enum):
     """Where a form shows a field."""
@@ -48,7 +50,7 @@ _NAME = _structure("Name", "How other stages and --set refer to this stage.", 1)
 _LORA = _structure("LoRA", "The stage whose LoRA is used.", 1)
 _PROMPTS = Field("Prompts", "Prompts that training never sees, one picture each.", shortest=1)
 _SEEDS = Field("Seeds", "Seeds of the starting noise; prompts and seeds are paired in turn.", 0,
-               2**32 - 1, shortest=1)  # fmt: skip
+               LARGEST_SEED, shortest=1)  # fmt: skip
 _STEPS = Field("Sampling steps", "Steps of the DDIM sampler for each picture.", 1, 150)
 _CFG = Field("Guidance", "Classifier-free guidance scale (CFG).", 1, 30)
 
@@ -96,7 +98,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         ),
         "precision": Field("Precision", "Number format of the frozen weights in training."),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
-        "seed": Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0, 2**32 - 1),
+        "seed": Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0, LARGEST_SEED),
     },
     "RankPolicy": {
         "method": Field(

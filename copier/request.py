@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
-from copier.fields import check_text
+from copier.fields import LARGEST_SEED, check_text
 from copier.recipe import Recipe
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,7 +43,7 @@ class Generated:
                 "the recipe's resolution"
             )
         for name, value, low, high in (
-            ("seed", self.seed, 0, 2**32 - 1),
+            ("seed", self.seed, 0, LARGEST_SEED),
             ("sampling steps", self.steps, 1, 150),
             ("guidance", self.guidance, 1, 30),
         ):

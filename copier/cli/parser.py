@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from copier.cli.session import Answer, Session
+from copier.fields import LARGEST_SEED
 
 Handler = Callable[[argparse.Namespace, Session], Answer]
 
@@ -166,8 +167,8 @@ def seed(text: str) -> int:
         number = int(text)
     except ValueError:
         number = -1
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to {2**32 - 1}")
+    if not 0 <= number <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to {LARGEST_SEED}")
     return number
 
 

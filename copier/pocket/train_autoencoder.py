@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,7 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> None:
             output = model.decode(posterior.sample()).sample
         return colour_loss(output.float(), target) + KL_WEIGHT * posterior.kl().mean()
 
-    def after(done: int) -> dict[str, Any]:
-        return progress(model, done, steps)
-
-    run(
-        "autoencoder", work, steps=steps, peak=1e-3, parameters=list(model.parameters()), seed=seed,
-        state_of=model.state_dict, load=model.load_state_dict, loss_at=loss_at, after=after,
-    )  # fmt: skip
+    _run("autoencoder", work, model, loss_at, steps=steps, peak=1e-3, seed=seed)
 
 
 def polish_autoencoder(work: Path, *, steps: int, seed: int) -> None:
@@ -124,14 +119,7 @@ def polish_autoencoder(work: Path, *, steps: int, seed: int) -> None:
             output = model.decode(posterior.sample()).sample
         return decibel_loss(output.float(), target) + KL_WEIGHT * posterior.kl().mean()
 
-    def after(done: int) -> dict[str, Any]:
-        return progress(model, done, steps)
-
-    run(
-        "polish", work, steps=steps, peak=1.5e-4, parameters=list(model.parameters()),
-        seed=seed, inputs=["autoencoder.pt"],
-        state_of=model.state_dict, load=model.load_state_dict, loss_at=loss_at, after=after,
-    )  # fmt: skip
+    _run("polish", work, model, loss_at, steps=steps, peak=1.5e-4, seed=seed, inputs=["autoencoder.pt"])
 
 
 def train_decoder(work: Path, *, steps: int, seed: int) -> None:
@@ -152,21 +140,32 @@ def train_decoder(work: Path, *, steps: int, seed: int) -> None:
             output = model.decode(latents).sample
         return decibel_loss(output.float(), target)
 
+    _run("decoder", work, model, loss_at, steps=steps, peak=1.5e-4, seed=seed, inputs=["latents.pt"])
+
+
+def _run(
+    stage: str,
+    work: Path,
+    model: Any,
+    loss_at: Callable[[int], torch.Tensor],
+    *,
+    steps: int,
+    peak: float,
+    seed: int,
+    inputs: Sequence[str] = (),
+) -> None:
+    """The shared loop over what is not frozen in ``model``; now and then the log has the PSNR."""
+
     def after(done: int) -> dict[str, Any]:
-        return progress(model, done, steps)
+        if done % SAVE_EVERY and done != steps:
+            return {}
+        return {"psnr": autoencoder_psnr(model, count=16)}
 
     run(
-        "decoder", work, steps=steps, peak=1.5e-4, seed=seed, inputs=["latents.pt"],
-        parameters=[*model.decoder.parameters(), *model.post_quant_conv.parameters()],
+        stage, work, steps=steps, peak=peak, seed=seed, inputs=inputs,
+        parameters=[one for one in model.parameters() if one.requires_grad],
         state_of=model.state_dict, load=model.load_state_dict, loss_at=loss_at, after=after,
     )  # fmt: skip
-
-
-def progress(model: Any, done: int, steps: int) -> dict[str, Any]:
-    """What the log says beside the loss after ``done`` steps: now and then, and at the end, the PSNR."""
-    if done % SAVE_EVERY and done != steps:
-        return {}
-    return {"psnr": autoencoder_psnr(model, count=16)}
 
 
 @torch.no_grad()
