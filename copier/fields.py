@@ -48,11 +48,12 @@ def _structure(label: str, help: str, shortest: int = 0) -> Field:
 
 _NAME = _structure("Name", "How other stages and --set refer to this stage.", 1)
 _LORA = _structure("LoRA", "The stage whose LoRA is used.", 1)
+SEED = Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0, LARGEST_SEED)
 _PROMPTS = Field("Prompts", "Prompts that training never sees, one picture each.", shortest=1)
 _SEEDS = Field("Seeds", "Seeds of the starting noise; prompts and seeds are paired in turn.", 0,
                LARGEST_SEED, shortest=1)  # fmt: skip
-_STEPS = Field("Sampling steps", "Steps of the DDIM sampler for each picture.", 1, 150)
-_CFG = Field("Guidance", "Classifier-free guidance scale (CFG).", 1, 30)
+SAMPLING_STEPS = Field("Sampling steps", "Steps of the DDIM sampler for each picture.", 1, 150)
+GUIDANCE = Field("Guidance", "Classifier-free guidance scale (CFG).", 1, 30)
 
 FIELDS: Mapping[str, Mapping[str, Field]] = {
     "CaptionSpec": {
@@ -98,7 +99,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         ),
         "precision": Field("Precision", "Number format of the frozen weights in training."),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
-        "seed": Field("Seed", "Seed of the LoRA's start, the noise and the timesteps.", 0, LARGEST_SEED),
+        "seed": SEED,
     },
     "RankPolicy": {
         "method": Field(
@@ -134,7 +135,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "base": _structure("Base LoRAs", "LoRAs merged beneath it."),
         "prompts": _PROMPTS,
         "seeds": _SEEDS,
-        "sampling_steps": _STEPS,
+        "sampling_steps": SAMPLING_STEPS,
         "guidance": Field("Guidance", "CFG of every second picture; the others have none.", 1, 30),
         "median_limit": Field("Median limit", "The median distance must not exceed this.", 0, 2),
         "single_limit": Field("Single limit", "Distance that a single picture may have.", 0, 2),
@@ -160,8 +161,8 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "prompts": _PROMPTS,
         "seeds": _SEEDS,
         "weights": Field("Weights", "LoRA weights of the strip.", -10, 10, shortest=1),
-        "sampling_steps": _STEPS,
-        "guidance": _CFG,
+        "sampling_steps": SAMPLING_STEPS,
+        "guidance": GUIDANCE,
         "floor": Field(
             "Floor", "Pairs whose ideal change is below this root mean square are left out and counted.", 0, 1
         ),
@@ -194,12 +195,17 @@ def check(spec: Any, field: str, value: Any) -> None:
     for number in values:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
-        if isinstance(number, float) and not math.isfinite(number):
-            raise BadInput(f"{where} is {number}: give a finite number")
-        if known.minimum is not None and number < known.minimum:
-            raise BadInput(f"{where} is {number}: the smallest allowed value is {known.minimum}")
-        if known.maximum is not None and number > known.maximum:
-            raise BadInput(f"{where} is {number}: the largest allowed value is {known.maximum}")
+        check_number(where, number, known)
+
+
+def check_number(where: str, number: float, known: Field) -> None:
+    """Raise ``BadInput`` where ``number`` is not finite, or outside the bounds of the field ``known``."""
+    if isinstance(number, float) and not math.isfinite(number):
+        raise BadInput(f"{where} is {number}: give a finite number")
+    if known.minimum is not None and number < known.minimum:
+        raise BadInput(f"{where} is {number}: the smallest allowed value is {known.minimum}")
+    if known.maximum is not None and number > known.maximum:
+        raise BadInput(f"{where} is {number}: the largest allowed value is {known.maximum}")
 
 
 def check_text(where: str, text: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
-from copier.fields import LARGEST_SEED, check_text
+from copier.fields import GUIDANCE, SAMPLING_STEPS, SEED, check_number, check_text
 from copier.recipe import Recipe
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -42,13 +42,9 @@ class Generated:
                 f"the original's size is {self.size}: it must be a multiple of 64, at most 4096, or 0 for "
                 "the recipe's resolution"
             )
-        for name, value, low, high in (
-            ("seed", self.seed, 0, LARGEST_SEED),
-            ("sampling steps", self.steps, 1, 150),
-            ("guidance", self.guidance, 1, 30),
-        ):
-            if not low <= value <= high:
-                raise BadInput(f"the original's {name} is {value}: it must lie between {low} and {high}")
+        check_number("the original's seed", self.seed, SEED)
+        check_number("the original's number of sampling steps", self.steps, SAMPLING_STEPS)
+        check_number("the original's guidance", self.guidance, GUIDANCE)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from copier.app.service import check_checkpoint, check_device, check_folders, worker_on_demand
+from copier.app.service import (
+    check_checkpoint,
+    check_device,
+    check_folders,
+    check_output,
+    worker_on_demand,
+)
 from copier.app.settings import Settings
 from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import Header, read_header
 from copier.errors import BadInput
-from copier.fields import LARGEST_SEED
+from copier.fields import GUIDANCE, SAMPLING_STEPS, SEED, check_number
 from copier.images.effects import EFFECTS, apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
 from copier.ops.report import refuse_own_input
@@ -60,15 +66,13 @@ class DrawRequest:
                 )
         if not self.prompts or not self.seeds:
             raise BadInput("there is nothing to draw: give a prompt and a seed")
-        for what, number, low, high in (
-            ("number of pictures", len(self.prompts) * len(self.seeds), 1, MOST_PICTURES),
-            ("number of sampling steps", self.steps, 1, 150),
-            ("guidance", self.guidance, 1, 30),
-            ("first seed", min(self.seeds), 0, LARGEST_SEED),
-            ("last seed", max(self.seeds), 0, LARGEST_SEED),
-        ):
-            if not low <= number <= high:
-                raise BadInput(f"the {what} is {number}: it must lie between {low} and {high}")
+        count = len(self.prompts) * len(self.seeds)
+        if count > MOST_PICTURES:
+            raise BadInput(f"the number of pictures is {count}: the largest allowed value is {MOST_PICTURES}")
+        check_number("the number of sampling steps", self.steps, SAMPLING_STEPS)
+        check_number("the guidance", self.guidance, GUIDANCE)
+        check_number("the first seed", min(self.seeds), SEED)
+        check_number("the last seed", max(self.seeds), SEED)
 
 
 @dataclass(frozen=True)
@@ -158,14 +162,7 @@ def edit_picture(
             nothing is written.
     """
     parameters = effect_parameters(name, values)
-    if out.suffix.lower() != ".png":
-        raise BadInput(f"{out} is no .png file: B must be saved without loss, so give a name ending in .png")
-    if out.is_dir():
-        raise BadInput(f"{out} is a folder: give the name of a file")
-    if out.exists() and not overwrite:
-        raise BadInput(f"{out} exists: choose another name, or allow it with --overwrite")
-    if not out.parent.is_dir():
-        raise BadInput(f"the folder {out.parent} does not exist: create it first")
+    check_output(out, ".png", overwrite=overwrite)
     refuse_own_input(out, [source])
     before = read_picture(source)
     after = apply_effect(before, name, parameters)

@@ -221,6 +221,20 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True) -> None
     check_room(settings.data, "--data")
 
 
+def check_output(out: Path, ending: str, *, overwrite: bool) -> None:
+    """Raise ``BadInput`` unless a file whose name has that ending can be written at ``out``."""
+    if out.suffix.lower() != ending:
+        raise BadInput(f"the output {out} is no {ending} file: give a name with that ending")
+    if out.is_dir():
+        raise BadInput(f"the output {out} is a folder: give the name of a file")
+    if out.exists() and not overwrite:
+        raise BadInput(f"{out} exists: choose another name, or allow it with --overwrite")
+    if not out.parent.is_dir():
+        raise BadInput(f"the folder {out.parent} does not exist: create it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"the folder {out.parent} is write-protected: choose another one for {out.name}")
+
+
 def check_room(folder: Path, option: str = "--out") -> None:
     """Raise ``BadInput`` where the disk of ``folder``, which need not exist, is nearly full."""
     free = shutil.disk_usage(results.existing_parent(folder)).free

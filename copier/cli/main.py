@@ -18,9 +18,7 @@ from copier.cli.session import Answer, Embedded, Session, StopSignals
 from copier.errors import Cancelled, CopierError
 from copier.version import program
 
-OK, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
-_PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""A path that the user gave cannot be used, and no check before saw it."""
+OK, FAILED, STOPPED = 0, 1, 130
 
 
 def run_command(argv: Sequence[str] | None, embedded: Embedded) -> int:
@@ -55,7 +53,7 @@ def run_command(argv: Sequence[str] | None, embedded: Embedded) -> int:
     except Exception as error:
         text = f"copier: {_described(error)}"
         _end(session, text if arguments.verbose else f"{text} (--verbose shows where)", arguments)
-        return BAD_INPUT if isinstance(error, _PATH_ERRORS) else FAILED
+        return FAILED
     return OK
 
 

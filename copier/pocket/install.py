@@ -7,6 +7,7 @@ tokenizer are a folder that the yaml names by its absolute path. (Forge recognis
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from copier.checkpoint.header import read_header
@@ -150,7 +151,13 @@ def install(webui: Path) -> list[Path]:
     if config.exists() and not config.read_bytes().startswith(_SIGNATURE):
         raise BadInput(f"{config} exists and is another file: rename it first")
     encoder = webui / _TEXT_ENCODER
-    encoder.mkdir(parents=True, exist_ok=True)
+    try:
+        encoder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the folder {encoder} cannot be made ({error.strerror}): make room for it") from error
+    for place in (folder, encoder):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise BadInput(f"the folder {place} is write-protected: allow writing there first")
     write_tokenizer(encoder)
     _write(encoder / "config.json", json.dumps(text_config(), indent=1) + "\n")
     _write(config, yaml_text(encoder))

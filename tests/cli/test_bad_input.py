@@ -298,7 +298,7 @@ CASES = {
         ("generate", "x", "--seed", "4294967295", "--count", "2"), ("last seed", "4294967296")
     ),
     "a size that is none": Case(("generate", "x", "--size", "large"), ("'large'", "768x512")),
-    "guidance out of bounds": Case(("generate", "x", "--guidance", "99"), ("99", "between 1 and 30")),
+    "guidance out of bounds": Case(("generate", "x", "--guidance", "99"), ("99", "the largest")),
     "guidance that is no number": Case(("generate", "x", "--guidance", "nan"), ("nan", "finite")),
     "a seed that is none": Case(("generate", "x", "--seed", "-4"), ("-4", "seed")),
     "a weight out of bounds": Case(
