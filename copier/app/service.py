@@ -17,6 +17,7 @@ from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
+from copier.fields import check_text
 from copier.images.effects import apply_effect, effect_parameters
 from copier.images.pairs import check_pair, check_size, read_picture
 from copier.pipeline import results
@@ -223,6 +224,7 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True) -> None
 
 def check_output(out: Path, ending: str, *, overwrite: bool) -> None:
     """Raise ``BadInput`` unless a file whose name has that ending can be written at ``out``."""
+    check_text("the output's name", out.name)
     if out.suffix.lower() != ending:
         raise BadInput(f"the output {out} is no {ending} file: give a name with that ending")
     if out.is_dir():

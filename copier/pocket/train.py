@@ -7,7 +7,7 @@ Stages, in order; each resumes from ``DIR/<stage>.pt`` and appends to ``DIR/trai
     latents       fold scale and offset into quant_conv, encode the training scenes once
     text          the text encoder learns to name the scenes
     unet          the U-Net on the cached latents, most of it at high noise
-    settle        the U-Net again, evenly at all timesteps
+    settle        the U-Net again, evenly at all timesteps, with more noise than they say
     decoder       the decoder alone, on whole plain and edited scenes (the latents stay valid)
 
 ``unpack`` comes instead of the first where networks are to go on from a checkpoint file: it gives
@@ -39,8 +39,8 @@ TRAININGS = {
     "polish": (polish_autoencoder, 700),
     "text": (train_text_encoder, 600),
     "unet": (train_unet, 2000),
-    "settle": (settle_unet, 600),
-    "decoder": (train_decoder, 600),
+    "settle": (settle_unet, 3000),
+    "decoder": (train_decoder, 1200),
 }
 """The stages that train, each with its number of steps."""
 SCENES = 4096

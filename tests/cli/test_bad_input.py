@@ -337,6 +337,9 @@ CASES = {
     "output is the input": Case(
         ("combine", "small.safetensors", "-o", "small.safetensors", "--overwrite"), ("is an input too",)
     ),
+    "an output whose name is no text": Case(
+        ("combine", "small.safetensors", "-o", "\udcff.safetensors"), ("output's name", "no Unicode text")
+    ),
     "a weight that would overflow": Case(
         ("combine", "small.safetensors=1e300", "-o", "x.safetensors"), ("1e+300", "between -1000 and 1000")
     ),
