@@ -54,10 +54,13 @@ def nearest_colour(rgb: np.ndarray) -> str:
 
 
 def shape_mask(picture: np.ndarray) -> np.ndarray:
-    """Pixels that differ from the background: (height, width, 3) -> bool (height, width)."""
+    """The largest connected area that differs from the background: (height, width, 3) -> bool (height, width).
+
+    A shape is in one piece: a stray speck would stretch the box that the templates are laid into.
+    """
     far = np.linalg.norm(lab(picture) - lab(_background(picture)), axis=-1) > SHAPE_THRESHOLD
     far[:3], far[-3:], far[:, :3], far[:, -3:] = False, False, False, False
-    return far
+    return _largest_area(far)
 
 
 def judge(picture: np.ndarray) -> Verdict:
@@ -92,6 +95,18 @@ def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
         )
         mask = inner
     return mask
+
+
+def _largest_area(mask: np.ndarray) -> np.ndarray:
+    """The largest part of ``mask`` that hangs together by edges. The rim of ``mask`` must be false."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    before = None
+    while before is None or (labels != before).any():
+        before = labels.copy()
+        for shift in (1, -1):
+            for axis in (0, 1):
+                labels = np.where(mask, np.maximum(labels, np.roll(labels, shift, axis)), 0)
+    return np.asarray(mask & (labels == np.bincount(labels[mask]).argmax())) if mask.any() else mask
 
 
 def _fitted(mask: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ from copier.pocket.architecture import LATENT_SCALE, build_autoencoder
 from copier.pocket.loop import SAVE_EVERY, Log, fast_layout, half_precision, run, save
 
 EDITED_SHARE = 0.5
+DECODER_EDITED_SHARE = 0.75
+"""Of the last stage: edited scenes are what it is short of."""
 CROPPED_SHARE = 0.7
 KL_WEIGHT = 1e-5
 START_LOG_VARIANCE = -5.0
@@ -133,7 +135,7 @@ def train_decoder(work: Path, *, steps: int, seed: int) -> None:
 
     def loss_at(step: int) -> torch.Tensor:
         rng = np.random.default_rng((seed, 4, step))
-        target = fast_layout(pictures(rng, 1, crop=None, edited_share=EDITED_SHARE))
+        target = fast_layout(pictures(rng, 1, crop=None, edited_share=DECODER_EDITED_SHARE))
         with half_precision():
             with torch.no_grad():
                 latents = model.encode(target).latent_dist.mean

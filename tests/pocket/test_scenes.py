@@ -81,6 +81,12 @@ def test_the_judge_reads_rendered_scenes_without_error() -> None:
         assert judge(scenes.render(scene)) == expected
 
 
+def test_a_speck_in_a_corner_is_no_part_of_the_shape() -> None:
+    picture = scenes.render(scenes.Scene("circle", "yellow", "purple"))
+    picture[5:12, 5:12] = 0.0
+    assert judge(picture) == Verdict("circle", "yellow", "purple")
+
+
 def test_the_judge_sees_no_shape_on_a_plain_picture() -> None:
     plain = np.full((128, 128, 3), COLOURS["blue"], dtype=np.float32) / 255.0
     assert judge(plain) == Verdict("", "", "blue")
