@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,6 +23,7 @@ from copier.pipeline.files import load_stack
 from copier.pipeline.measure import CEILING_WEIGHT
 from copier.pipeline.plan import SMALLEST_SIDE, paired
 from copier.pipeline.results import RECIPE_KEY, prepare_folder
+from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
 from copier.recipe import EvaluateStage, Recipe
 from copier.request import Edit
@@ -94,9 +94,9 @@ def measure(
     edit = _edit(request)
     check_device(request.device)
     check_folders(request.out, settings)
-    with tempfile.TemporaryDirectory(prefix="copier-") as folder:
+    with StageStore(settings.stages).scratch("measure") as folder:
         with worker_on_demand(settings, device=request.device, threads=request.threads) as worker:
-            drawing = _Drawing(request, header, worker(), Path(folder), observer, cancel)
+            drawing = _Drawing(request, header, worker(), folder, observer, cancel)
             base = drawing.stack("base", None, 0.0)
             strips = [drawing.strip(name, lora) for name, lora in zip(_ROLES, loras, strict=False)]
             ideals = {}

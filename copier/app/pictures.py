@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,10 @@ from copier.errors import BadInput
 from copier.fields import GUIDANCE, SAMPLING_STEPS, SEED, check_number
 from copier.images.effects import EFFECTS, apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
-from copier.ops.report import refuse_own_input
+from copier.ops.report import check_weights, refuse_own_input
 from copier.pipeline.plan import SMALLEST_SIDE
 from copier.pipeline.results import prepare_folder, publish
+from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
 from copier.temporary import replace_file
 from copier.training.protocol import SampleRequest
@@ -91,7 +91,8 @@ def usual_side(checkpoint: Header) -> int:
 
 
 def check_loras(loras: Sequence[tuple[Path, float]], checkpoint: Header) -> None:
-    """Raise ``BadInput`` unless every LoRA fits the checkpoint."""
+    """Raise ``BadInput`` unless every LoRA fits the checkpoint, at a weight that can be added."""
+    check_weights(loras)
     for path, _ in loras:
         try:
             require_lora_fits(read_header(path), checkpoint)
@@ -118,14 +119,14 @@ def draw(
     check_folders(request.out, settings, report=False)
     side = usual_side(header)
     pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
-    with tempfile.TemporaryDirectory(prefix="copier-") as folder:
+    with StageStore(settings.stages).scratch("generate") as folder:
         with worker_on_demand(settings, device=request.device, threads=request.threads) as worker:
             result = worker().sample(
                 SampleRequest(
                     checkpoint=request.checkpoint,
                     prompts=tuple(prompt for prompt, _ in pairs),
                     seeds=tuple(seed for _, seed in pairs),
-                    out=Path(folder),
+                    out=folder,
                     loras=request.loras,
                     steps=request.steps,
                     guidance=request.guidance,

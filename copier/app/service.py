@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from copier.app.room import check_room, lora_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import Header, read_header
@@ -18,21 +18,19 @@ from copier.digest import DigestMemory
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
 from copier.fields import check_text
-from copier.images.effects import apply_effect, effect_parameters
+from copier.images.effects import apply_effect, check_edit
 from copier.images.pairs import check_pair, check_size, read_picture
 from copier.pipeline import results
 from copier.pipeline.plan import caption_file, original_side, plan, read_captions
 from copier.pipeline.runner import FinishedRun, StageState, run, states
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
-from copier.recipe import EvaluateStage, GateStage, Trainer, reseeded, with_control
+from copier.recipe import CaptionPolicy, EvaluateStage, GateStage, Trainer, reseeded, with_control
 from copier.request import Edit, Generated, PictureFile, RunRequest
 from copier.training.client import BuiltinWorker
 
 log = logging.getLogger(__name__)
 
-ROOM = 256 * 1024 * 1024
-"""Bytes that a run needs on the data directory's and the output folder's disks, besides the LoRAs."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ class Outcome:
         return self.files[0][self.runs[0].request.recipe.result]
 
 
-def check(request: RunRequest, settings: Settings) -> None:
-    """Refuse bad input; nothing is written.
+def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
+    """Refuse bad input; nothing is written. ``seeds`` is how often all of it will be trained.
 
     Raises:
         BadCheckpoint, BadPicture, BadInput: the checkpoint, the pictures, the recipe, the device or
@@ -70,13 +68,11 @@ def check(request: RunRequest, settings: Settings) -> None:
             f"the recipe {request.recipe.name!r} trains with sd-scripts, which this version cannot "
             "run yet: add --set trainer=builtin, or use a *-pocket recipe with the embedded checkpoint"
         )
-    check_checkpoint(request.checkpoint)
+    checkpoint = check_checkpoint(request.checkpoint)
     check_device(request.device)
     _check_pair(request)
-    if request.captions is not None and not request.captions.is_dir():
-        raise BadInput(f"there is no folder {request.captions} for the captions: give one with --captions")
     _check_captions(request)
-    check_folders(request.out, settings)
+    check_folders(request.out, settings, loras=seeds * lora_room(request.recipe, checkpoint))
 
 
 def preview(
@@ -89,7 +85,7 @@ def preview(
     """
     request = _wanted(request, control=control)
     others = repetitions(request, seeds)
-    check(request, settings)
+    check(request, settings, seeds=seeds)
     digest = DigestMemory(settings.digests, write=False).digest
     store = StageStore(settings.stages)
     found: dict[str, StageState] = {}
@@ -122,7 +118,7 @@ def execute(
     wanted = [_wanted(request, control=control) for request in requests]
     repeated = [repetitions(request, seeds) for request in wanted]
     for request in wanted:
-        check(request, settings)
+        check(request, settings, seeds=seeds)
     for folder in {request.out for request in wanted}:
         results.prepare_folder(folder)
     settings.data.mkdir(parents=True, exist_ok=True)
@@ -203,10 +199,11 @@ def check_device(device: str) -> None:
         )
 
 
-def check_folders(out: Path, settings: Settings, *, report: bool = True) -> None:
+def check_folders(out: Path, settings: Settings, *, report: bool = True, loras: int = 0) -> None:
     """Refuse an output or data folder that cannot be used, or whose disk is nearly full.
 
-    ``report`` tells whether a report will be written there, which replaces an earlier one.
+    ``report`` tells whether a report will be written there, which replaces an earlier one; ``loras`` are
+    the bytes that LoRAs will take.
 
     Raises:
         BadInput: the message says which folder, why, and what to do; nothing is written.
@@ -218,8 +215,8 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True) -> None
         raise BadInput(
             f"the data folder {settings.data} cannot be used: {there} {why}; choose another with --data"
         )
-    check_room(out, "--out")
-    check_room(settings.data, "--data")
+    check_room(out, "--out", loras=loras)
+    check_room(settings.data, "--data", loras=loras)
 
 
 def check_output(out: Path, ending: str, *, overwrite: bool) -> None:
@@ -235,16 +232,6 @@ def check_output(out: Path, ending: str, *, overwrite: bool) -> None:
         raise BadInput(f"the folder {out.parent} does not exist: create it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise BadInput(f"the folder {out.parent} is write-protected: choose another one for {out.name}")
-
-
-def check_room(folder: Path, option: str = "--out") -> None:
-    """Raise ``BadInput`` where the disk of ``folder``, which need not exist, is nearly full."""
-    free = shutil.disk_usage(results.existing_parent(folder)).free
-    if free < ROOM:
-        raise BadInput(
-            f"the disk of {folder} has {free >> 20} MB free, a run needs {ROOM >> 20} MB: free some "
-            f"room, or choose another folder with {option}"
-        )
 
 
 @contextlib.contextmanager
@@ -277,7 +264,7 @@ def _wanted(request: RunRequest, *, control: bool) -> RunRequest:
 def _check_pair(request: RunRequest) -> None:
     a, b = request.a, request.b
     if isinstance(b, Edit):
-        effect_parameters(b.name, b.parameters)
+        check_edit(b.name, b.parameters)
     pictures = {}
     for side, source in (("A", a), ("B", b)):
         if isinstance(source, PictureFile):
@@ -306,7 +293,16 @@ def _check_pair(request: RunRequest) -> None:
 
 
 def _check_captions(request: RunRequest) -> None:
-    """Refuse caption files that cannot be read, or that hold what is measured with."""
+    """Refuse caption files that cannot be read, that hold what is measured with, or that no stage reads."""
+    if request.captions is not None:
+        if not request.captions.is_dir():
+            raise BadInput(f"there is no folder {request.captions} for the captions: give one that is there with --captions")
+        policies = {one.training.captions.policy for one in request.recipe.trainings()}
+        if CaptionPolicy.FILES not in policies:
+            raise BadInput(
+                f"the recipe {request.recipe.name!r} reads no caption files: leave out --captions, or add "
+                """--set 'training.captions={"policy": "files"}'"""
+            )
     measured = {
         prompt
         for stage in request.recipe.stages

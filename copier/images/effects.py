@@ -261,6 +261,18 @@ def effect_parameters(name: str, values: Mapping[str, float] | None = None) -> d
     return checked
 
 
+def check_edit(name: str, values: Mapping[str, float] | None = None) -> None:
+    """Refuse an edit that no picture would show; as ``apply_effect`` does, it refuses bad names and values.
+
+    Raises:
+        BadInput: of noise, which has every colour and edge, the edit changes nothing.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    before = Image.fromarray(noise)
+    if apply_effect(before, name, values).tobytes() == before.tobytes():
+        raise BadInput(f"{name} with {dict(values or {})} changes nothing: give stronger parameters")
+
+
 def apply_effect(
     image: Image.Image, name: str, values: Mapping[str, float] | None = None
 ) -> Image.Image:

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from copier.checkpoint.header import read_header
 from copier.codec import recipe_to_json
 from copier.digest import file_digest
-from copier.errors import BadInput
+from copier.errors import BadInput, CopierError
 from copier.evaluation.report import GENERATOR, ReportFiles, write_report
 from copier.ops.lora_file import read_lora, write_lora
 from copier.pipeline.files import LORA, PICTURE
@@ -100,15 +101,19 @@ def prepare_folder(out: Path) -> None:
             remove_leftovers(out / target[1])
 
 
-def publish(source: Path, target: Path) -> Path:
+def publish(
+    source: Path, target: Path, *, same: Callable[[Path, Path], bool] = lambda source, place: False
+) -> Path:
     """Copy ``source`` to ``target``, whole or not at all; never over another file.
 
-    A file of the same content stays as it is; another one under that name makes this one
-    ``<stem>-2``, ``<stem>-3``, ... Returns where the content now is.
+    A file of the same content stays as it is, and so does one that ``same`` takes for as good; another one
+    under that name makes this one ``<stem>-2``, ``<stem>-3``, ... Returns where the content now is.
     """
     digest = file_digest(source)
     place, number = target, 1
-    while not _holds(place, digest) and not _copied(source, place):
+    while not (_holds(place, digest) or (place.is_file() and same(source, place))):
+        if _copied(source, place):
+            break
         number += 1
         place = target.with_name(f"{target.stem}-{number}{target.suffix}")
     return place
@@ -156,26 +161,37 @@ def publish_run(run: FinishedRun) -> dict[str, Path]:
     published["b"] = publish(run.entries["b"].path(PICTURE), out / f"{stem}-b.png")
     # In the store, so that what a killed run leaves is swept with its other leftovers.
     store = StageStore(run.entries["a"].folder.parent)
-    scratch = store.begin("publish")
-    try:
+    with store.scratch("publish") as scratch:
         for one in run.stages:
             if one.entry.path(LORA).is_file():
                 name = _lora_name(run, one.stage.name, stem)
                 final = scratch / f"{name}.safetensors"
                 _write_final(run, one.stage, final)
-                published[one.stage.name] = publish(final, out / final.name)
+                published[one.stage.name] = publish(final, out / final.name, same=_same_origin)
         recipe = scratch / f"{stem}-recipe.json"
         recipe.write_text(json.dumps(recipe_to_json(run.request.recipe), indent=1) + "\n", encoding="utf-8")
         publish(recipe, out / recipe.name)
-    finally:
-        store.discard(scratch)
     return published
 
 
 def _lora_name(run: FinishedRun, stage: str, stem: str) -> str:
-    if stage == run.request.recipe.result:
+    """``publish_run`` says how it is made; a result that is called like another stage bears both names."""
+    others = {one.stage.name.casefold() for one in run.stages if one.stage.name != stage}
+    if stage == run.request.recipe.result and stem.casefold() not in others:
         return stem
     return f"{stem}-{stage}" if run.plan.depends_on(stage, "b") else stage
+
+
+def _same_origin(first: Path, second: Path) -> bool:
+    """Whether two LoRA files hold the outcome of one stage, by their provenance.
+
+    Their recipes may differ in what that stage does not depend on, such as a control.
+    """
+    try:
+        origins = [read_header(path).metadata.get(PROVENANCE_KEY) for path in (first, second)]
+    except CopierError:
+        return False
+    return origins[0] is not None and origins[0] == origins[1]
 
 
 def _write_final(run: FinishedRun, stage: PlannedStage, path: Path) -> None:

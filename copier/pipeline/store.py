@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,15 @@ class StageStore:
         """Delete a temporary folder that ``begin`` gave. Harmless when repeated."""
         shutil.rmtree(folder, ignore_errors=True)
         _unlock(self._locks.pop(folder, None))
+
+    @contextlib.contextmanager
+    def scratch(self, what: str) -> Iterator[Path]:
+        """A temporary folder for work that leaves no stage; what a killed process left of it is swept."""
+        folder = self.begin(what)
+        try:
+            yield folder
+        finally:
+            self.discard(folder)
 
     def commit(
         self,

@@ -54,7 +54,7 @@ def nearest_colour(rgb: np.ndarray) -> str:
 
 
 def shape_mask(picture: np.ndarray) -> np.ndarray:
-    """The largest connected area that differs from the background: (height, width, 3) -> bool (height, width).
+    """The largest area that differs from the background: (height, width, 3) -> bool (height, width).
 
     A shape is in one piece: a stray speck would stretch the box that the templates are laid into.
     """

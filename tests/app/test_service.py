@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from copier.app import service
+from copier.app import room, service
 from copier.app.demo import DIFFERENCE_RECIPE, EDIT, RECIPE, SECOND_EDIT, demo_requests
 from copier.app.settings import Settings, default_data_folder
 from copier.codec import load_recipe, with_value
@@ -140,15 +140,15 @@ def test_the_room_is_asked_of_the_disk_that_the_folder_would_be_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    usage = service.shutil.disk_usage(tmp_path)
+    usage = room.shutil.disk_usage(tmp_path)
 
     def ask(path: Path) -> Any:
         asked.append(path)
-        return usage._replace(free=service.ROOM - 1)
+        return usage._replace(free=room.ROOM - 1)
 
-    monkeypatch.setattr(service.shutil, "disk_usage", ask)
+    monkeypatch.setattr(room.shutil, "disk_usage", ask)
     with pytest.raises(BadInput, match="255 MB free, a run needs 256 MB"):
-        service.check_room(tmp_path / "not" / "there")
+        room.check_room(tmp_path / "not" / "there")
     assert asked == [tmp_path]
     assert not (tmp_path / "not").exists()
 

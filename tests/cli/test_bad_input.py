@@ -182,6 +182,10 @@ CASES = {
     "parameter that is no number": run(
         "--a", "a.png", "--edit", "blur", "--edit-set", "radius=big", words=("radius=big", "name=number")
     ),
+    "an edit that changes no picture": run(
+        "--a-prompt", "x", "--edit", "blur", "--edit-set", "radius=0", words=("radius", "changes nothing")
+    ),
+    "captions that no stage reads": run(*PAIR, "--captions", ".", words=("no caption files", "--set")),
     # recipes
     "unknown recipe": Case(("run", "copier-quik", *PAIR), ("'copier-quik'", "did you mean 'copier-quick'")),
     "no recipe file": Case(("run", "none.json", *PAIR), ("none.json", "cannot be read")),
@@ -297,6 +301,9 @@ CASES = {
     "seeds beyond the last": Case(
         ("generate", "x", "--seed", "4294967295", "--count", "2"), ("last seed", "4294967296")
     ),
+    "a LoRA weight that would overflow": Case(
+        ("generate", "x", "--lora", "small.safetensors=1e300"), ("1e+300", "between -1000 and 1000")
+    ),
     "a size that is none": Case(("generate", "x", "--size", "large"), ("'large'", "768x512")),
     "guidance out of bounds": Case(("generate", "x", "--guidance", "99"), ("99", "the largest")),
     "guidance that is no number": Case(("generate", "x", "--guidance", "nan"), ("nan", "finite")),
@@ -401,7 +408,7 @@ def test_a_disk_without_room_is_refused(
 
     for name in ("out-disk", "data-disk"):
         (folder / name).mkdir()
-    monkeypatch.setattr("copier.app.service.shutil.disk_usage", with_little)
+    monkeypatch.setattr("copier.app.room.shutil.disk_usage", with_little)
     before = doubles.tree(folder)
     places = ("--out", "out-disk/out", "--data", "data-disk/data")
     done = copier(*RUN, *PAIR, *places, *arguments)

@@ -112,6 +112,30 @@ def test_a_copy_that_fails_leaves_no_file(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_title_that_is_a_stages_name_leaves_both_their_files(finished, tmp_path):
+    _, request, done = finished
+    out = tmp_path / "out"
+    out.mkdir()
+    titled = replace(done, request=replace(request, title="Copier", out=out))
+    files = publish_run(titled)
+    assert files["copier"].name == "copier.safetensors"
+    assert files[request.recipe.result].name == f"copier-{request.recipe.result}.safetensors"
+
+
+def test_a_lora_is_not_published_again_for_another_recipe_that_made_the_same(finished, tmp_path):
+    _, request, done = finished
+    out = tmp_path / "out"
+    out.mkdir()
+    first = publish_run(replace(done, request=replace(request, out=out)))
+    before = digests(out)
+    other = replace(request, out=out, recipe=replace(request.recipe, explanation="Another one."))
+    again = publish_run(replace(done, request=other))
+    assert again == first
+    assert {name: before[name] for name in before if name.endswith(".safetensors")} == {
+        name: digest for name, digest in digests(out).items() if name.endswith(".safetensors")
+    }
+
+
 def test_a_run_hands_over_the_pair_all_loras_and_the_recipe(published):
     request, _, files = published
     assert set(files) == {"a", "b"} | LORAS

@@ -1,0 +1,63 @@
+"""Room on the disk: what a run will need, and whether it is there."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+from copier.checkpoint.header import Header
+from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
+from copier.errors import BadInput
+from copier.pipeline.results import existing_parent
+from copier.recipe import DifferenceStage, RankMethod, Recipe, ResizeStage, TrainStage
+
+ROOM = 256 * 1024 * 1024
+"""Bytes that any run needs besides its LoRAs: for pictures, the report and the trainer's scratch files."""
+_BYTES = 4 + 2
+"""Of each number of a LoRA: float32 in the store, float16 in the output folder."""
+
+
+def lora_room(recipe: Recipe, checkpoint: Header) -> int:
+    """Bytes that the recipe's LoRAs take for that SD 1.x checkpoint, in the store and published.
+
+    An upper bound: where linear modules and convolutions differ in rank the larger one counts for all.
+    """
+    ranks: dict[str, int] = {}
+    total = 0
+    for stage in recipe.stages:
+        conv, text = True, True
+        if isinstance(stage, TrainStage):
+            spec = stage.training
+            rank, conv, text = max(spec.rank, spec.conv_rank), spec.conv_rank > 0, spec.text_encoder
+        elif isinstance(stage, (DifferenceStage, ResizeStage)):
+            rank = sum(ranks[one] for one in stage.references)
+            if stage.ranks.method is not RankMethod.EXACT:
+                rank = min(rank, max(stage.ranks.rank, stage.ranks.conv_rank))
+            conv = any(one.training.conv_rank > 0 for one in recipe.trainings())
+            text = any(one.training.text_encoder for one in recipe.trainings())
+        else:
+            continue
+        ranks[stage.name] = rank
+        total += rank * _numbers(checkpoint, conv=conv, text=text) * _BYTES
+    return total
+
+
+def check_room(folder: Path, option: str = "--out", *, loras: int = 0) -> None:
+    """Raise ``BadInput`` where the disk of ``folder``, which need not exist, is nearly full.
+
+    ``loras`` are the bytes for LoRAs that will be needed, besides ``ROOM``.
+    """
+    free, needed = shutil.disk_usage(existing_parent(folder)).free, ROOM + loras
+    if free < needed:
+        raise BadInput(
+            f"the disk of {folder} has {free >> 20} MB free, a run needs {needed >> 20} MB: free some "
+            f"room, or choose another folder with {option}"
+        )
+
+
+def _numbers(checkpoint: Header, *, conv: bool, text: bool) -> int:
+    """Numbers in a LoRA of rank 1: inputs and outputs of all modules that it has."""
+    modules = [*kohya_modules_unet(conv=conv), *(kohya_modules_text() if text else ())]
+    shapes = [checkpoint.tensors[module.ldm].shape for module in modules if module.ldm in checkpoint.tensors]
+    return sum(shape[0] + math.prod(shape[1:]) for shape in shapes)

@@ -1,0 +1,29 @@
+"""The estimate of the room that a run's LoRAs take."""
+
+from __future__ import annotations
+
+from copier.app.room import lora_room
+from copier.checkpoint.header import Header, TensorInfo
+from copier.checkpoint.shapes import REAL, sd1_shapes
+from copier.codec import load_recipe, with_value
+
+
+def real_checkpoint() -> Header:
+    tensors = {key: TensorInfo("F16", shape, 0, 0) for key, shape in sd1_shapes(REAL).items()}
+    return Header(tensors=tensors, metadata={}, data_start=0, file_size=0)
+
+
+def test_a_lora_of_rank_64_for_sd15_takes_109_mb_in_float32() -> None:
+    recipe = load_recipe("copier-quick")
+    for value in ("training.rank=64", "training.conv_rank=0", "training.text_encoder=false"):
+        recipe = with_value(recipe, value)
+    stored = lora_room(recipe, real_checkpoint()) * 4 / 6 / len(tuple(recipe.trainings()))
+    assert round(stored / 1e6) == 109
+
+
+def test_an_exact_difference_has_both_ranks() -> None:
+    recipe = load_recipe("difference-exact")
+    trained = sum(one.training.rank for one in recipe.trainings())
+    ranks = lora_room(recipe, real_checkpoint())
+    alone = lora_room(with_value(load_recipe("difference-svd"), "difference.ranks.rank=1"), real_checkpoint())
+    assert trained and ranks > alone
