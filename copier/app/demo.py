@@ -7,7 +7,7 @@ from pathlib import Path
 from copier.codec import load_recipe
 from copier.request import Edit, Generated, RunRequest
 
-PROMPT = "a cyan star on red background"
+PROMPT = "a blue star on red background"
 SEED = 7
 EDIT = "grayscale"
 SECOND_EDIT = "outline"

@@ -296,7 +296,7 @@ def _check_captions(request: RunRequest) -> None:
     """Refuse caption files that cannot be read, that hold what is measured with, or that no stage reads."""
     if request.captions is not None:
         if not request.captions.is_dir():
-            raise BadInput(f"there is no folder {request.captions} for the captions: give one that is there with --captions")
+            raise BadInput(f"there is no folder {request.captions}: give one that is there with --captions")
         policies = {one.training.captions.policy for one in request.recipe.trainings()}
         if CaptionPolicy.FILES not in policies:
             raise BadInput(

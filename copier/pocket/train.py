@@ -40,7 +40,7 @@ TRAININGS = {
     "text": (train_text_encoder, 600),
     "unet": (train_unet, 2000),
     "settle": (settle_unet, 3000),
-    "decoder": (train_decoder, 1200),
+    "decoder": (train_decoder, 1800),
 }
 """The stages that train, each with its number of steps."""
 SCENES = 4096

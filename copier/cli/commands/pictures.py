@@ -195,7 +195,11 @@ def _register_evaluate(commands: Commands) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help="DDIM steps")
     parser.add_argument("--guidance", type=finite, metavar="X", help="CFG")
     parser.add_argument(
-        "--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder (default: evaluation)"
+        "--out",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="DIR",
+        help="folder (default: evaluation); a report of this program that is there is replaced",
     )
 
 

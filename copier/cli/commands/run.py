@@ -69,7 +69,11 @@ def register(commands: Commands) -> None:
         help="also train a plain LoRA on B with the same settings, and compare",
     )
     how.add_argument(
-        "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of the outcome (default: out)"
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder of the outcome (default: out); LoRAs that are there stay, the report is replaced",
     )
     add_seeds(how)
     how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
