@@ -11,7 +11,7 @@ from typing import Any
 
 from copier.app.service import check_device, check_output
 from copier.codec import recipe_from_text, recipe_to_json
-from copier.errors import CopierError
+from copier.errors import BadInput, CopierError
 from copier.ops import combine as combining
 from copier.ops import inspect as inspecting
 from copier.ops import merge as merging
@@ -37,7 +37,7 @@ def difference(
     overwrite: bool = False,
 ) -> OperationReport:
     """``copier.ops.combine.difference`` on ``device`` (auto, cpu, cuda)."""
-    check_output(out, ".safetensors", overwrite=overwrite)
+    check_tensors_output(out, overwrite=overwrite)
     return combining.difference(
         minuend,
         subtrahend,
@@ -64,7 +64,7 @@ def combine(
     overwrite: bool = False,
 ) -> OperationReport:
     """``copier.ops.combine.combine`` on ``device`` (auto, cpu, cuda)."""
-    check_output(out, ".safetensors", overwrite=overwrite)
+    check_tensors_output(out, overwrite=overwrite)
     return combining.combine(
         loras,
         out,
@@ -92,7 +92,7 @@ def resize(
     overwrite: bool = False,
 ) -> OperationReport:
     """``copier.ops.resize.resize`` on ``device`` (auto, cpu, cuda)."""
-    check_output(out, ".safetensors", overwrite=overwrite)
+    check_tensors_output(out, overwrite=overwrite)
     return resizing.resize(
         lora,
         out,
@@ -120,7 +120,7 @@ def merge(
     cancel: CancelToken | None = None,
 ) -> OperationReport:
     """``copier.ops.merge.merge`` on ``device`` (auto, cpu, cuda)."""
-    check_output(out, ".safetensors", overwrite=overwrite)
+    check_tensors_output(out, overwrite=overwrite)
     return merging.merge(
         checkpoint,
         loras,
@@ -147,6 +147,13 @@ def inspect(path: Path) -> dict[str, Any]:
         except CopierError as error:
             problem = str(error)
     return {**found, "recipe": recipe, "recipe_problem": problem}
+
+
+def check_tensors_output(out: Path, *, overwrite: bool) -> None:
+    """Raise ``BadInput`` unless a .safetensors file can be written at ``out``."""
+    if out.suffix != ".safetensors":
+        raise BadInput(f"the output {out} is no .safetensors file: give a name with that ending")
+    check_output(out, overwrite=overwrite)
 
 
 def chosen_device(device: str) -> str:

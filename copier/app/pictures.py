@@ -163,7 +163,9 @@ def edit_picture(
             nothing is written.
     """
     parameters = effect_parameters(name, values)
-    check_output(out, ".png", overwrite=overwrite)
+    if out.suffix.lower() != ".png":
+        raise BadInput(f"{out} is no .png file: B must be saved without loss, so give a name ending in .png")
+    check_output(out, overwrite=overwrite)
     refuse_own_input(out, [source])
     before = read_picture(source)
     after = apply_effect(before, name, parameters)

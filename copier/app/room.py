@@ -26,7 +26,6 @@ def lora_room(recipe: Recipe, checkpoint: Header) -> int:
     ranks: dict[str, int] = {}
     total = 0
     for stage in recipe.stages:
-        conv, text = True, True
         if isinstance(stage, TrainStage):
             spec = stage.training
             rank, conv, text = max(spec.rank, spec.conv_rank), spec.conv_rank > 0, spec.text_encoder

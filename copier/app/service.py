@@ -219,11 +219,9 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, loras: 
     check_room(settings.data, "--data", loras=loras)
 
 
-def check_output(out: Path, ending: str, *, overwrite: bool) -> None:
-    """Raise ``BadInput`` unless a file whose name has that ending can be written at ``out``."""
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise ``BadInput`` unless a file can be written at ``out``."""
     check_text("the output's name", out.name)
-    if out.suffix.lower() != ending:
-        raise BadInput(f"the output {out} is no {ending} file: give a name with that ending")
     if out.is_dir():
         raise BadInput(f"the output {out} is a folder: give the name of a file")
     if out.exists() and not overwrite:

@@ -305,7 +305,9 @@ CASES = {
         ("generate", "x", "--lora", "small.safetensors=1e300"), ("1e+300", "between -1000 and 1000")
     ),
     "a size that is none": Case(("generate", "x", "--size", "large"), ("'large'", "768x512")),
-    "guidance out of bounds": Case(("generate", "x", "--guidance", "99"), ("99", "the largest")),
+    "guidance out of bounds": Case(
+        ("generate", "x", "--guidance", "99"), ("99", "the largest allowed value is 30")
+    ),
     "guidance that is no number": Case(("generate", "x", "--guidance", "nan"), ("nan", "finite")),
     "a seed that is none": Case(("generate", "x", "--seed", "-4"), ("-4", "seed")),
     "a weight out of bounds": Case(
