@@ -15,6 +15,8 @@ from typing import Any
 from copier.errors import BadInput
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_SIDE = 4096
+"""Of a picture, in pixels."""
 
 
 class Level(str, Enum):
@@ -94,7 +96,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             "Resolution",
             "Longer side that the pictures must have, and the side of a generated A; 0: any size.",
             0,
-            4096,
+            LARGEST_SIDE,
             unit="px",
         ),
         "precision": Field("Precision", "Number format of the frozen weights in training."),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
-from copier.fields import GUIDANCE, SAMPLING_STEPS, SEED, check_number, check_text
+from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number, check_text
 from copier.recipe import Recipe
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -37,10 +37,10 @@ class Generated:
 
     def __post_init__(self) -> None:
         check_text("the original's prompt", self.prompt)
-        if self.size % 64 or not 0 <= self.size <= 4096:
+        if self.size % 64 or not 0 <= self.size <= LARGEST_SIDE:
             raise BadInput(
-                f"the original's size is {self.size}: it must be a multiple of 64, at most 4096, or 0 for "
-                "the recipe's resolution"
+                f"the original's size is {self.size}: it must be a multiple of 64, at most {LARGEST_SIDE}, "
+                "or 0 for the recipe's resolution"
             )
         check_number("the original's seed", self.seed, SEED)
         check_number("the original's number of sampling steps", self.steps, SAMPLING_STEPS)

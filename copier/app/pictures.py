@@ -20,7 +20,7 @@ from copier.app.settings import Settings
 from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import Header, read_header
 from copier.errors import BadInput
-from copier.fields import GUIDANCE, SAMPLING_STEPS, SEED, check_number
+from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number
 from copier.images.effects import EFFECTS, apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
 from copier.ops.report import check_weights, refuse_own_input
@@ -33,7 +33,6 @@ from copier.training.protocol import SampleRequest
 
 USUAL_SIDE = 512
 """What SD 1.x was trained at, in pixels."""
-LARGEST_SIDE = 4096
 MOST_PICTURES = 10_000
 _USUAL_WIDTH = 320
 """Channels of SD 1.x's first convolution; a narrower network is a small model, for small pictures."""
