@@ -119,13 +119,22 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             1e6,
         ),
     },
+    "PictureSet": {
+        "name": _structure("Name", "How stages and a run refer to these pictures.", 1),
+        "of": _structure("Change of", "The set that these are with one thing changed, or nothing."),
+    },
+    "WeightedLora": {
+        "lora": _LORA,
+        "weight": Field("Weight", "Weight of the LoRA in the sum.", -10, 10),
+    },
+    "FileStage": {"name": _NAME},
     "BaseLora": {
         "lora": _LORA,
         "multiplier": Field("Multiplier", "Weight with which it is merged into the base.", -10, 10),
     },
     "TrainStage": {
         "name": _NAME,
-        "pictures": _structure("Pictures", "Which side of the pairs is trained.", 1),
+        "pictures": _structure("Pictures", "The set of pictures that is trained on.", 1),
         "base": _structure("Base LoRAs", "LoRAs merged into the checkpoint before training."),
         "start": _structure("Start from", "Stage whose LoRA training starts from, or nothing."),
         "training": _structure("Training", "How it is trained."),
@@ -133,7 +142,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "GateStage": {
         "name": _NAME,
         "lora": _LORA,
-        "pictures": _structure("Pictures", "Which side it should draw, whatever the prompt.", 1),
+        "pictures": _structure("Pictures", "The set that it should draw, whatever the prompt.", 1),
         "base": _structure("Base LoRAs", "LoRAs merged beneath it."),
         "prompts": _PROMPTS,
         "seeds": _SEEDS,
@@ -151,6 +160,11 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "subtrahend_ratio": Field("Ratio of A", "Weight of A in the sum.", -10, 10),
         "ranks": _structure("Rank", "How far the sum is truncated."),
     },
+    "CombineStage": {
+        "name": _NAME,
+        "terms": _structure("Terms", "The LoRAs that are added, with their weights.", 1),
+        "ranks": _structure("Rank", "How far the sum is truncated."),
+    },
     "ResizeStage": {
         "name": _NAME,
         "lora": _LORA,
@@ -159,6 +173,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "EvaluateStage": {
         "name": _NAME,
         "lora": _LORA,
+        "pictures": _structure("Pictures", "The changed set whose change it should make.", 1),
         "control": _structure("Control", "Stage of the LoRA to compare with, or nothing."),
         "prompts": _PROMPTS,
         "seeds": _SEEDS,
@@ -174,6 +189,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "title": _structure("Title", "What a list shows.", 1),
         "explanation": _structure("Explanation", "One line: what it is good for."),
         "trainer": Field("Trainer", "builtin or sd-scripts.", level=Level.ADVANCED),
+        "pictures": _structure("Pictures", "The sets of pictures that a run is given.", 1),
         "stages": _structure("Stages", "In an order in which they can run.", 1),
         "result": _structure("Result", "The stage whose LoRA is the outcome.", 1),
     },

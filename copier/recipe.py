@@ -7,7 +7,7 @@ refers to an earlier one by its name, so that a new variant of the method is a n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
@@ -171,6 +171,17 @@ class RankPolicy(Spec):
 
 
 @dataclass(frozen=True)
+class PictureSet(Spec):
+    """One or more pictures that a run is given, or draws, under this name.
+
+    ``of`` names the set whose pictures these are with one thing changed, one for one.
+    """
+
+    name: str
+    of: str = ""
+
+
+@dataclass(frozen=True)
 class BaseLora(Spec):
     """A LoRA merged into the checkpoint, in memory, before a training."""
 
@@ -179,8 +190,28 @@ class BaseLora(Spec):
 
 
 @dataclass(frozen=True)
+class WeightedLora(Spec):
+    """One term of a sum of LoRAs."""
+
+    lora: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FileStage(Spec):
+    """A LoRA file that a run is given under this name."""
+
+    name: str
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return ()
+
+
+@dataclass(frozen=True)
 class TrainStage(Spec):
-    """Train a LoRA on one side of the pairs."""
+    """Train a LoRA on a set of pictures."""
 
     name: str
     pictures: str
@@ -196,7 +227,11 @@ class TrainStage(Spec):
 
 @dataclass(frozen=True)
 class GateStage(Spec):
-    """Is it the picture every time? Distances over prompts and seeds that training never saw."""
+    """Is it a picture of the set every time? Distances over prompts and seeds that training never saw.
+
+    Of a set of originals they are in units of what the base draws, of a changed one in units of the
+    change (``copier.evaluation.gate``).
+    """
 
     name: str
     lora: str
@@ -234,6 +269,20 @@ class DifferenceStage(Spec):
 
 
 @dataclass(frozen=True)
+class CombineStage(Spec):
+    """The weighted sum of any number of LoRAs: weights 1/n give their mean."""
+
+    name: str
+    terms: tuple[WeightedLora, ...]
+    ranks: RankPolicy = RankPolicy()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The stages whose LoRAs it needs."""
+        return tuple(term.lora for term in self.terms)
+
+
+@dataclass(frozen=True)
 class ResizeStage(Spec):
     """The same LoRA at a lower rank."""
 
@@ -249,11 +298,15 @@ class ResizeStage(Spec):
 
 @dataclass(frozen=True)
 class EvaluateStage(Spec):
-    """Weight strip, effect and leakage of a LoRA on the checkpoint, beside a control's."""
+    """Weight strip, effect and leakage of a LoRA on the checkpoint, beside a control's.
+
+    ``pictures`` is the changed set whose change the LoRA should make.
+    """
 
     name: str
     lora: str
     prompts: tuple[str, ...]
+    pictures: str = "b"
     control: str = ""
     seeds: tuple[int, ...] = tuple(range(2001, 2017))
     weights: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0, 1.5)
@@ -273,29 +326,34 @@ class EvaluateStage(Spec):
         return (self.lora, *((self.control,) if self.control else ()))
 
 
-StageSpec = TrainStage | GateStage | DifferenceStage | ResizeStage | EvaluateStage
+StageSpec = FileStage | TrainStage | GateStage | DifferenceStage | CombineStage | ResizeStage | EvaluateStage
 
 STAGE_KINDS: dict[str, type[StageSpec]] = {
+    "file": FileStage,
     "train": TrainStage,
     "gate": GateStage,
     "difference": DifferenceStage,
+    "combine": CombineStage,
     "resize": ResizeStage,
     "evaluate": EvaluateStage,
 }
 """The kinds of stages by the name that files use."""
 
-LORA_STAGES = (TrainStage, DifferenceStage, ResizeStage)
+LORA_STAGES = (FileStage, TrainStage, DifferenceStage, CombineStage, ResizeStage)
 """Stages whose outcome is a LoRA."""
 
-SIDES = ("a", "b")
-"""The pictures of a pair: the original, and the same with one thing changed."""
+PAIR = (PictureSet("a"), PictureSet("b", of="a"))
+"""The pictures of most recipes: an original, and the same with one thing changed."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class Recipe(Spec):
-    """The method as a graph of stages; ``result`` names the stage whose LoRA is the outcome."""
+    """The method as a graph of stages; ``result`` names the stage whose LoRA is the outcome.
+
+    What a run has to be given are the ``pictures``, and the LoRAs of the file stages.
+    """
 
     name: str
     title: str
@@ -303,13 +361,15 @@ class Recipe(Spec):
     result: str
     explanation: str = ""
     trainer: Trainer = Trainer.BUILTIN
+    pictures: tuple[PictureSet, ...] = PAIR
 
     def _check(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise BadInput(f"the recipe's name is {self.name!r}: use letters, digits, '-' and '_' only")
+        self._check_pictures()
         seen: dict[str, StageSpec] = {}
         for stage in self.stages:
-            _check_name(stage)
+            self._check_name(stage)
             if stage.name in seen:
                 raise BadInput(f"two stages have the name {stage.name!r}: give each its own")
             _check_references(stage, seen)
@@ -319,6 +379,35 @@ class Recipe(Spec):
         if not isinstance(seen[self.result], LORA_STAGES):
             raise BadInput(f"the recipe's result {self.result!r} is a stage that makes no LoRA")
         self._check_prompts()
+
+    def _check_pictures(self) -> None:
+        """Sets before those that are changes of them; every stage works on one that is there."""
+        originals: set[str] = set()
+        names: set[str] = set()
+        for one in self.pictures:
+            if not _NAME.fullmatch(one.name):
+                raise BadInput(f"a set of pictures is called {one.name!r}: use letters, digits, '-' and '_'")
+            if one.name in names:
+                raise BadInput(f"two sets of pictures have the name {one.name!r}: give each its own")
+            if one.of and one.of not in originals:
+                raise UnknownName(f"earlier set of originals (needed by {one.name!r})", one.of, originals)
+            names.add(one.name)
+            if not one.of:
+                originals.add(one.name)
+        for stage in self.stages:
+            if isinstance(stage, (TrainStage, GateStage)) and stage.pictures not in names:
+                raise UnknownName(f"set of pictures (needed by {stage.name!r})", stage.pictures, names)
+            changed, what = names - originals, f"changed set of pictures (needed by {stage.name!r})"
+            if isinstance(stage, EvaluateStage) and stage.pictures not in changed:
+                raise UnknownName(what, stage.pictures, changed)
+
+    def _check_name(self, stage: StageSpec) -> None:
+        """Stage names become names of files, and the first part of a --set path."""
+        if not _NAME.fullmatch(stage.name):
+            raise BadInput(f"a stage has the name {stage.name!r}: use letters, digits, '-' and '_' only")
+        other_kinds = {kind for kind, spec in STAGE_KINDS.items() if not isinstance(stage, spec)}
+        if stage.name in {*(one.name for one in self.pictures), "training", *other_kinds}:
+            raise BadInput(f"a stage has the name {stage.name!r}, which means something else: choose another")
 
     def _check_prompts(self) -> None:
         captions = [stage.training.captions for stage in self.trainings()]
@@ -344,14 +433,19 @@ class Recipe(Spec):
         """The stages that train, in order."""
         return (stage for stage in self.stages if isinstance(stage, TrainStage))
 
+    def original_of(self, pictures: str) -> str:
+        """The set of originals that the set ``pictures`` is a change of; "" where it is none."""
+        return next(one.of for one in self.pictures if one.name == pictures)
 
-def _check_name(stage: StageSpec) -> None:
-    """Stage names become names of files, and the first part of a --set path."""
-    if not _NAME.fullmatch(stage.name):
-        raise BadInput(f"a stage has the name {stage.name!r}: use letters, digits, '-' and '_' only")
-    other_kinds = {kind for kind, spec in STAGE_KINDS.items() if not isinstance(stage, spec)}
-    if stage.name in {*SIDES, "training", *other_kinds}:
-        raise BadInput(f"a stage has the name {stage.name!r}, which means something else: choose another")
+    @property
+    def changed(self) -> tuple[PictureSet, ...]:
+        """The sets that are changes of others."""
+        return tuple(one for one in self.pictures if one.of)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the LoRA files that a run has to be given."""
+        return tuple(stage.name for stage in self.stages if isinstance(stage, FileStage))
 
 
 def _check_references(stage: StageSpec, seen: Mapping[str, StageSpec]) -> None:
@@ -360,8 +454,6 @@ def _check_references(stage: StageSpec, seen: Mapping[str, StageSpec]) -> None:
             raise UnknownName(f"earlier stage (needed by {stage.name!r})", name, seen)
         if not isinstance(seen[name], LORA_STAGES):
             raise BadInput(f"the stage {stage.name!r} needs a LoRA, but {name!r} makes none")
-    if isinstance(stage, (TrainStage, GateStage)) and stage.pictures not in SIDES:
-        raise UnknownName("side of the pairs", stage.pictures, SIDES)
 
 
 def reseeded(recipe: Recipe, offset: int) -> Recipe:
@@ -378,29 +470,38 @@ def reseeded(recipe: Recipe, offset: int) -> Recipe:
 def with_control(recipe: Recipe) -> Recipe:
     """``recipe`` with the control that everyone would otherwise use, compared in its evaluations.
 
-    The control is a plain LoRA on B, on the checkpoint itself: the training of the last stage that
-    trains on B, at equal steps, rate and rank, without base LoRAs and from a fresh start. An
-    evaluation that has a control keeps its own.
+    The control is a plain LoRA on the changed pictures, on the checkpoint itself: the training of the
+    last stage that trains on them, at equal steps, rate and rank, without base LoRAs and from a fresh
+    start. An evaluation that has a control keeps its own.
 
     Raises:
-        BadInput: the recipe trains nothing on B, or measures nothing.
+        BadInput: the recipe trains nothing on the pictures of an evaluation, or measures nothing.
     """
-    trained = [stage for stage in recipe.trainings() if stage.pictures == "b"]
-    if not trained:
-        raise BadInput(f"the recipe {recipe.name!r} trains nothing on B: there is no control for it")
     if not any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
         raise BadInput(f"the recipe {recipe.name!r} measures nothing: a control would stand alone")
     names = {stage.name for stage in recipe.stages}
+    controls: dict[str, TrainStage] = {}
+    stages: list[StageSpec] = []
+    for stage in recipe.stages:
+        if isinstance(stage, EvaluateStage) and not stage.control:
+            if stage.pictures not in controls:
+                controls[stage.pictures] = _control(recipe, stage.pictures, names)
+                names.add(controls[stage.pictures].name)
+                stages.append(controls[stage.pictures])
+            stage = replace(stage, control=controls[stage.pictures].name)
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))
+
+
+def _control(recipe: Recipe, pictures: str, names: Collection[str]) -> TrainStage:
+    """The plain LoRA on ``pictures``, under a name that is not among ``names``."""
+    trained = [stage for stage in recipe.trainings() if stage.pictures == pictures]
+    if not trained:
+        raise BadInput(
+            f"the recipe {recipe.name!r} trains nothing on {pictures.upper()}: there is no control for it"
+        )
     free, number = "control", 1
     while free in names:
         number += 1
         free = f"control-{number}"
-    control = TrainStage(name=free, pictures="b", training=trained[-1].training)
-    stages: list[StageSpec] = []
-    for stage in recipe.stages:
-        if isinstance(stage, EvaluateStage) and not stage.control:
-            if control not in stages:
-                stages.append(control)
-            stage = replace(stage, control=control.name)
-        stages.append(stage)
-    return replace(recipe, stages=tuple(stages))
+    return TrainStage(name=free, pictures=pictures, training=trained[-1].training)

@@ -1,4 +1,4 @@
-"""What a run is asked for: a recipe, a checkpoint, a pair, and where the outcome goes."""
+"""What a run is asked for: a recipe, a checkpoint, pictures, LoRAs, and where the outcome goes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,39 @@ from copier.errors import BadInput, UnknownName
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number, check_text
 from copier.recipe import Recipe
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+"""Of the files of a folder that are taken for pictures."""
+
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture that the user brings."""
+class PictureFiles:
+    """Pictures that the user brings, in their order.
 
-    path: Path
+    Raises on construction:
+        BadInput: there is none.
+    """
+
+    paths: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise BadInput("a set of pictures is empty: give at least one file")
+
+    @classmethod
+    def at(cls, path: Path) -> PictureFiles:
+        """The file ``path``, or where it is a folder the PNG, JPEG and WebP files in it, by their names.
+
+        Raises:
+            BadInput: a folder without any.
+        """
+        if not path.is_dir():
+            return cls((path,))
+        found = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file()]
+        if not found:
+            raise BadInput(f"the folder {path} holds no picture: put PNG, JPEG or WebP files into it")
+        return cls(tuple(sorted(found)))
 
 
 @dataclass(frozen=True)
@@ -49,29 +74,35 @@ class Generated:
 
 @dataclass(frozen=True)
 class Edit:
-    """B is A with a built-in edit (``copier.images.effects``)."""
+    """The originals with a built-in edit (``copier.images.effects``)."""
 
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
 
 
+Source = PictureFiles | Generated | Edit
+"""Where a set of pictures comes from."""
+
+
 @dataclass(frozen=True)
 class RunRequest:
-    """One run. ``out`` receives the LoRAs, the pair, the recipe and the report.
+    """One run. ``out`` receives the LoRAs, the pictures, the recipe and the report.
 
-    ``title`` names this result in a report (for instance the edit); ``device`` is auto, cpu or cuda;
-    ``threads`` is the trainer's number of CPU threads, None for all.
+    ``pictures`` says where each of the recipe's sets comes from, ``loras`` the file of each of its file
+    stages; ``title`` names this result in a report (for instance the edit); ``device`` is auto, cpu or
+    cuda; ``threads`` is the trainer's number of CPU threads, None for all.
 
     Raises on construction:
-        UnknownName: another device.
-        BadInput: less than one thread, or a title that no file can hold.
+        UnknownName: another device, or a set or a LoRA that the recipe does not have.
+        BadInput: less than one thread, a title that no file can hold, a set or a LoRA that is missing,
+            originals by an edit, or changed pictures that the checkpoint should draw.
     """
 
     recipe: Recipe
     checkpoint: Path
-    a: PictureFile | Generated
-    b: PictureFile | Edit
+    pictures: Mapping[str, Source]
     out: Path
+    loras: Mapping[str, Path] = field(default_factory=dict)
     title: str = ""
     device: str = "auto"
     threads: int | None = None
@@ -84,3 +115,44 @@ class RunRequest:
         if self.threads is not None and self.threads < 1:
             raise BadInput(f"the number of threads is {self.threads}: give at least 1, or none for all")
         check_text("the title", self.title)
+        self._check_pictures()
+        for name in self.loras:
+            if name not in self.recipe.files:
+                raise UnknownName(f"LoRA of the recipe {self.recipe.name!r}", name, self.recipe.files)
+        for name in self.recipe.files:
+            if name not in self.loras:
+                raise BadInput(f"the LoRA {name!r} of the recipe is missing: add --lora {name}=FILE")
+
+    def _check_pictures(self) -> None:
+        known = [one.name for one in self.recipe.pictures]
+        for name in self.pictures:
+            if name not in known:
+                raise UnknownName(f"set of pictures of the recipe {self.recipe.name!r}", name, known)
+        for one in self.recipe.pictures:
+            source = self.pictures.get(one.name)
+            if source is None:
+                raise BadInput(
+                    f"the pictures {one.name!r} of the recipe are missing: add --pictures {one.name}=PATH"
+                )
+            if isinstance(source, Edit) and not one.of:
+                raise BadInput(f"the pictures {one.name!r} are originals: an edit cannot make them")
+            if isinstance(source, Generated) and one.of:
+                raise BadInput(
+                    f"the pictures {one.name!r} are those of {one.of!r} with one thing changed: give files "
+                    "or an edit, drawn ones would differ in everything"
+                )
+
+    def edit_of(self, pictures: str) -> Edit | None:
+        """The built-in edit that makes the set ``pictures``; None where it comes from files."""
+        source = self.pictures[pictures]
+        return source if isinstance(source, Edit) else None
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of the recipe's changed sets, each once."""
+        found: list[Edit] = []
+        for one in self.recipe.changed:
+            edit = self.edit_of(one.name)
+            if edit is not None and edit not in found:
+                found.append(edit)
+        return tuple(found)

@@ -32,8 +32,7 @@ def demo_requests(
         RunRequest(
             recipe=load_recipe(recipe),
             checkpoint=checkpoint,
-            a=Generated(PROMPT, SEED),
-            b=Edit(edit),
+            pictures={"a": Generated(PROMPT, SEED), "b": Edit(edit)},
             out=out,
             title=title,
             device=device,

@@ -83,17 +83,20 @@ def results_json(report: Json) -> list[Json]:
 
 
 def _gate(outcome: Outcome) -> Json | None:
+    """Of several gates one that did not pass, else the first."""
+    gates = []
     for run in outcome.runs:
         for one in run.stages:
             if one.stage.kind == "gate" and isinstance(one.stage.spec, GateStage):
                 record = one.entry.record.outcome
                 spec = one.stage.spec
-                return {
+                gates.append({
+                    "stage": one.stage.name,
                     **{name: record[name] for name in ("median", "within", "count", "passed")},
                     "median_limit": spec.median_limit,
                     "single_limit": spec.single_limit,
-                }
-    return None
+                })  # fmt: skip
+    return min(gates, key=lambda gate: bool(gate["passed"]), default=None)
 
 
 def _result(result: Json) -> Json:

@@ -18,9 +18,9 @@ from copier.errors import CopierError
 from copier.evaluation.effect import change_strip, effect_strip, target
 from copier.evaluation.report import ReportFiles, write_report
 from copier.evaluation.report_data import Draw, ReportData, Result, Strip
-from copier.images.effects import EFFECTS, Picture, effect_parameters
+from copier.images.effects import Picture
 from copier.pipeline.files import load_stack
-from copier.pipeline.measure import CEILING_WEIGHT
+from copier.pipeline.measure import CEILING_WEIGHT, known_edit
 from copier.pipeline.plan import SMALLEST_SIDE, paired
 from copier.pipeline.results import RECIPE_KEY, prepare_folder
 from copier.pipeline.store import StageStore
@@ -91,7 +91,7 @@ def measure(
     header = check_checkpoint(request.checkpoint)
     loras = [request.lora] + ([request.control] if request.control else [])
     check_loras([(path, 1.0) for path in loras], header)
-    edit = _edit(request)
+    edit = known_edit(request.edit)
     check_device(request.device)
     check_folders(request.out, settings)
     with StageStore(settings.stages).scratch("measure") as folder:
@@ -111,14 +111,6 @@ def measure(
 
 def _evaluation(recipe: Recipe) -> EvaluateStage | None:
     return next((stage for stage in recipe.stages if isinstance(stage, EvaluateStage)), None)
-
-
-def _edit(request: MeasureRequest) -> Callable[[Picture], Picture] | None:
-    if request.edit is None:
-        return None
-    parameters = effect_parameters(request.edit.name, request.edit.parameters)
-    function = EFFECTS[request.edit.name].function
-    return lambda picture: function(picture, **parameters)
 
 
 @dataclass(frozen=True)

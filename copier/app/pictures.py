@@ -13,11 +13,11 @@ from copier.app.service import (
     check_checkpoint,
     check_device,
     check_folders,
+    check_lora,
     check_output,
     worker_on_demand,
 )
 from copier.app.settings import Settings
-from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import Header, read_header
 from copier.errors import BadInput
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number
@@ -93,10 +93,7 @@ def check_loras(loras: Sequence[tuple[Path, float]], checkpoint: Header) -> None
     """Raise ``BadInput`` unless every LoRA fits the checkpoint, at a weight that can be added."""
     check_weights(loras)
     for path, _ in loras:
-        try:
-            require_lora_fits(read_header(path), checkpoint)
-        except BadInput as error:
-            raise type(error)(f"{path.name}: {error}") from error
+        check_lora(path, read_header(path), checkpoint)
 
 
 def draw(

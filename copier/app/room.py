@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from copier.checkpoint.header import Header
 from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
 from copier.errors import BadInput
 from copier.pipeline.results import existing_parent
-from copier.recipe import DifferenceStage, RankMethod, Recipe, ResizeStage, TrainStage
+from copier.recipe import (
+    CombineStage,
+    DifferenceStage,
+    FileStage,
+    RankMethod,
+    Recipe,
+    ResizeStage,
+    TrainStage,
+)
 
 ROOM = 256 * 1024 * 1024
 """Bytes that any run needs besides its LoRAs: for pictures, the report and the trainer's scratch files."""
+NONE_GIVEN: Mapping[str, Header] = MappingProxyType({})
+_DOWN = ".lora_down.weight"
 _BYTES = 4 + 2
 """Of each number of a LoRA: float32 in the store, float16 in the output folder."""
 
 
-def lora_room(recipe: Recipe, checkpoint: Header) -> int:
+def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = NONE_GIVEN) -> int:
     """Bytes that the recipe's LoRAs take for that SD 1.x checkpoint, in the store and published.
 
     An upper bound: where linear modules and convolutions differ in rank the larger one counts for all.
+    ``given`` are the LoRA files of the recipe's file stages, by name.
     """
     ranks: dict[str, int] = {}
     total = 0
     for stage in recipe.stages:
+        if isinstance(stage, FileStage):
+            tensors = given[stage.name].tensors
+            downs = [info.shape[0] for name, info in tensors.items() if name.endswith(_DOWN) and info.shape]
+            ranks[stage.name] = max(downs, default=0)
+            total += given[stage.name].file_size
+            continue
         if isinstance(stage, TrainStage):
             spec = stage.training
             rank, conv, text = max(spec.rank, spec.conv_rank), spec.conv_rank > 0, spec.text_encoder
-        elif isinstance(stage, (DifferenceStage, ResizeStage)):
+        elif isinstance(stage, (DifferenceStage, CombineStage, ResizeStage)):
             rank = sum(ranks[one] for one in stage.references)
             if stage.ranks.method is not RankMethod.EXACT:
                 rank = min(rank, max(stage.ranks.rank, stage.ranks.conv_rank))
-            conv = any(one.training.conv_rank > 0 for one in recipe.trainings())
-            text = any(one.training.text_encoder for one in recipe.trainings())
+            conv = bool(given) or any(one.training.conv_rank > 0 for one in recipe.trainings())
+            text = bool(given) or any(one.training.text_encoder for one in recipe.trainings())
         else:
             continue
         ranks[stage.name] = rank

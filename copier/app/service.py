@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from copier.app.room import check_room, lora_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
+from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
@@ -19,18 +19,23 @@ from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
 from copier.fields import check_text
 from copier.images.effects import apply_effect, check_edit
-from copier.images.pairs import check_pair, check_size, read_picture
+from copier.images.pairs import check_pair, check_same_names, check_size, read_picture
 from copier.pipeline import results
-from copier.pipeline.plan import caption_file, original_side, plan, read_captions
+from copier.pipeline.plan import caption_files, original_side, plan, read_captions
 from copier.pipeline.runner import FinishedRun, StageState, run, states
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
-from copier.recipe import CaptionPolicy, EvaluateStage, GateStage, Trainer, reseeded, with_control
-from copier.request import Edit, Generated, PictureFile, RunRequest
+from copier.recipe import (
+    CaptionPolicy,
+    EvaluateStage,
+    GateStage,
+    Trainer,
+    TrainStage,
+    reseeded,
+    with_control,
+)
+from copier.request import Edit, Generated, PictureFiles, RunRequest, Source
 from copier.training.client import BuiltinWorker
-
-log = logging.getLogger(__name__)
-
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,12 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
         )
     checkpoint = check_checkpoint(request.checkpoint)
     check_device(request.device)
-    _check_pair(request)
+    _check_pictures(request)
     _check_captions(request)
-    check_folders(request.out, settings, loras=seeds * lora_room(request.recipe, checkpoint))
+    given = {name: read_header(path) for name, path in request.loras.items()}
+    for name, header in given.items():
+        check_lora(request.loras[name], header, checkpoint)
+    check_folders(request.out, settings, loras=seeds * lora_room(request.recipe, checkpoint, given))
 
 
 def preview(
@@ -187,6 +195,14 @@ def check_checkpoint(path: Path) -> Header:
     return header
 
 
+def check_lora(path: Path, lora: Header, checkpoint: Header) -> None:
+    """Raise ``BadInput`` unless the LoRA at ``path`` fits the checkpoint; the message has its name."""
+    try:
+        require_lora_fits(lora, checkpoint)
+    except BadInput as error:
+        raise type(error)(f"{path.name}: {error}") from error
+
+
 def check_device(device: str) -> None:
     """Raise ``BadInput`` where ``device`` is cuda, and there is none."""
     if device != "cuda":
@@ -259,35 +275,66 @@ def _wanted(request: RunRequest, *, control: bool) -> RunRequest:
     return replace(request, recipe=with_control(request.recipe)) if control else request
 
 
-def _check_pair(request: RunRequest) -> None:
-    a, b = request.a, request.b
-    if isinstance(b, Edit):
-        check_edit(b.name, b.parameters)
-    pictures = {}
-    for side, source in (("A", a), ("B", b)):
-        if isinstance(source, PictureFile):
-            pictures[side] = read_picture(source.path)
-            check_size(pictures[side], source.path.name)
-    if "A" in pictures and isinstance(b, Edit):
-        pictures["B"] = apply_effect(pictures["A"], b.name, b.parameters)
-    if len(pictures) == 2:
-        check_pair(pictures["A"], pictures["B"])
-        if pictures["A"].tobytes() == pictures["B"].tobytes():
-            remedy = "choose a stronger edit" if isinstance(b, Edit) else "edit B"
-            raise BadPicture(f"A and B are identical: there is nothing to learn; {remedy}")
-    if isinstance(a, Generated) and "B" in pictures:
-        drawn = original_side(request.recipe, a)
-        if pictures["B"].size != (drawn, drawn):
+def _check_pictures(request: RunRequest) -> None:
+    """Refuse sets whose pictures cannot be trained on, and pairs that are none."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for pictures in request.recipe.pictures:
+        source = request.pictures[pictures.name]
+        if isinstance(source, Edit):
+            check_edit(source.name, source.parameters)
+            sizes[pictures.name] = sizes[pictures.of]
+        elif isinstance(source, Generated):
+            sizes[pictures.name] = (original_side(request.recipe, source),) * 2
+        else:
+            sizes[pictures.name] = _size_of_all(source)
+        if pictures.of:
+            _check_pairs(request.pictures[pictures.of], source, sizes[pictures.of], sizes[pictures.name])
+    for stage in request.recipe.trainings():
+        generated = isinstance(request.pictures[stage.pictures], Generated)
+        _check_resolution(stage, sizes[stage.pictures], generated=generated)
+
+
+def _size_of_all(source: PictureFiles) -> tuple[int, int]:
+    """The size of every picture: they are trained on together."""
+    first = None
+    for path in source.paths:
+        image = read_picture(path)
+        check_size(image, path.name)
+        first = first or image.size
+        if image.size != first:
             raise BadPicture(
-                f"A will be drawn at {drawn} x {drawn} px and B is {pictures['B'].width} x "
-                f"{pictures['B'].height} px: a pair must have one size; make B by editing the A that an "
-                "earlier run drew, and give both as files"
+                f"{path.name} is {image.width} x {image.height} px and {source.paths[0].name} is "
+                f"{first[0]} x {first[1]} px: all pictures of a set must have one size; scale or crop them"
             )
-    if "A" in pictures:
-        _check_resolution(request, pictures["A"].size)
-    elif isinstance(a, Generated):
-        width = original_side(request.recipe, a)
-        _check_resolution(request, (width, width))
+    assert first is not None, "a set has a picture"
+    return first
+
+
+def _check_pairs(a: Source, b: Source, size_a: tuple[int, int], size_b: tuple[int, int]) -> None:
+    """Refuse changed pictures that do not go with their originals, or that are equal to them."""
+    if isinstance(a, Generated):
+        if isinstance(b, PictureFiles) and (len(b.paths) > 1 or size_a != size_b):
+            count = "" if len(b.paths) == 1 else f"; there are {len(b.paths)} of them"
+            raise BadPicture(
+                f"A will be drawn at {size_a[0]} x {size_a[1]} px and B is {size_b[0]} x {size_b[1]} px"
+                f"{count}: a pair must have one size; make B by editing the A that an earlier run drew, and "
+                "give both as files"
+            )
+        return
+    assert isinstance(a, PictureFiles)
+    if isinstance(b, PictureFiles):
+        check_same_names(a.paths, b.paths)
+    for number, path in enumerate(a.paths):
+        first = read_picture(path)
+        if isinstance(b, Edit):
+            second, remedy = apply_effect(first, b.name, b.parameters), "choose a stronger edit"
+        else:
+            assert isinstance(b, PictureFiles)
+            second, remedy = read_picture(b.paths[number]), "edit B"
+        check_pair(first, second)
+        if first.tobytes() == second.tobytes():
+            which = "" if len(a.paths) == 1 else f" of {path.name}"
+            raise BadPicture(f"A and B{which} are identical: there is nothing to learn; {remedy}")
 
 
 def _check_captions(request: RunRequest) -> None:
@@ -308,25 +355,22 @@ def _check_captions(request: RunRequest) -> None:
         for prompt in stage.prompts
     }
     for stage in request.recipe.trainings():
-        path = caption_file(request, stage)
-        if path is None:
-            continue
-        for line in read_captions(path).splitlines():
-            if line.strip() in measured:
-                raise BadInput(
-                    f"the caption {line.strip()!r} in {path} is also a prompt that the recipe measures with: "
-                    "change one of them, or the figures would be of what was trained on"
-                )
+        for path in caption_files(request, stage):
+            for line in read_captions(path).splitlines() if path is not None else ():
+                if line.strip() in measured:
+                    raise BadInput(
+                        f"the caption {line.strip()!r} in {path} is also a prompt that the recipe measures "
+                        "with: change one of them, or the figures would be of what was trained on"
+                    )
 
 
-def _check_resolution(request: RunRequest, size: tuple[int, int]) -> None:
-    """Refuse a pair that has not every training's resolution: nothing scales pictures."""
-    remedy = "draw A in that size" if isinstance(request.a, Generated) else "scale the pictures"
-    for stage in request.recipe.trainings():
-        wanted = stage.training.resolution
-        if wanted and max(size) != wanted:
-            raise BadPicture(
-                f"the pair is {size[0]} x {size[1]} px, but the training {stage.name!r} has a resolution of "
-                f"{wanted} px, the limit for the longer side: {remedy}, or add --set training.resolution=0 "
-                "to train at the pictures' own size"
-            )
+def _check_resolution(stage: TrainStage, size: tuple[int, int], *, generated: bool) -> None:
+    """Refuse pictures that have not the training's resolution: nothing scales them."""
+    wanted = stage.training.resolution
+    if wanted and max(size) != wanted:
+        remedy = "draw A in that size" if generated else "scale the pictures"
+        raise BadPicture(
+            f"the pictures {stage.pictures!r} are {size[0]} x {size[1]} px, but the training {stage.name!r} "
+            f"has a resolution of {wanted} px, the limit for the longer side: {remedy}, or add --set "
+            "training.resolution=0 to train at the pictures' own size"
+        )

@@ -196,6 +196,14 @@ def weighted_file(text: str) -> tuple[Path, float]:
         ) from None
 
 
+def named_path(text: str) -> tuple[str, Path]:
+    """NAME=PATH."""
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: write it as name=path, as in style=pictures/style")
+    return name, Path(path)
+
+
 def assignment(text: str) -> tuple[str, float]:
     """NAME=NUMBER."""
     name, separator, value = text.partition("=")

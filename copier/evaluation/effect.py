@@ -57,12 +57,12 @@ def targets(x: Picture, f: Edit, weights: Iterable[float]) -> dict[float, Pictur
     return {weight: target(x, edited, weight) for weight in weights}
 
 
-def to_picture(b: Picture) -> Edit:
-    """The edit that turns everything into ``b``.
+def to_pairs(a: Picture, b: Picture) -> Edit:
+    """The edit that turns every picture into the B of the pair whose A is nearest to it; stacks (n, h, w, 3).
 
     With it, and the copier's pictures of A as x, ``effect_strip`` measures a hand edit on A itself.
     """
-    return lambda picture: b
+    return lambda picture: b[int(np.argmin(metrics.distances(a, picture)))]
 
 
 @dataclass(frozen=True)

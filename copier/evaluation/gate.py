@@ -52,15 +52,17 @@ class GateResult:
         return near and self.median <= spec.median_limit
 
 
-def gate(copier_images: Picture, base_images: Picture, ideal: Picture) -> GateResult:
+def gate(copier_images: Picture, base_images: Picture, ideals: Picture) -> GateResult:
     """Distance of base + copier's pictures to A, in units of the base's own.
 
     distance_i = |copier_i - ideal| / median_j |base_j - ideal|
 
+    where the originals are several, ideal is always the nearest one.
+
     Args:
         copier_images: drawn by the checkpoint with the copier LoRA.
         base_images: drawn by the checkpoint alone, from the same prompts and seeds.
-        ideal: decode(encode(A)): as near to A as the autoencoder allows.
+        ideals: decode(encode(A)) of every original: as near to them as the autoencoder allows.
 
     Raises:
         BadInput: no pictures, not as many of each, different sizes, or a base that draws the ideal
@@ -71,15 +73,21 @@ def gate(copier_images: Picture, base_images: Picture, ideal: Picture) -> GateRe
             f"the gate got {len(copier_images)} pictures of the copier and {len(base_images)} of the "
             "base: give as many of each, at least one"
         )
-    base = metrics.distances(base_images, ideal)
+    base = [distance for distance, _ in _nearest(base_images, ideals)]
     median = statistics.median(base)
     if median == 0.0:
         raise BadInput("the base draws A by itself: a gate cannot be measured; choose another original")
     return GateResult(
-        distances=tuple(distance / median for distance in metrics.distances(copier_images, ideal)),
+        distances=tuple(distance / median for distance, _ in _nearest(copier_images, ideals)),
         base=tuple(distance / median for distance in base),
         base_median=median,
     )
+
+
+def _nearest(images: Picture, ideals: Picture) -> list[tuple[float, int]]:
+    """Of every picture the distance to the ideal that is nearest to it, and which one that is."""
+    apart = [metrics.distances(images, ideal) for ideal in ideals]
+    return [min((one[i], number) for number, one in enumerate(apart)) for i in range(len(images))]
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class ClosenessResult:
 
     Attributes:
         distances: of every picture to the ideal, over the distance of A to B.
-        pair_distance: distance of A to B, in [0, 1].
+        pair_distance: distance of A to B, in [0, 1]; of several pairs the mean.
     """
 
     distances: tuple[float, ...]
@@ -100,25 +108,27 @@ class ClosenessResult:
         return statistics.median(self.distances)
 
 
-def closeness(images: Picture, ideal: Picture, a: Picture, b: Picture) -> ClosenessResult:
+def closeness(images: Picture, ideals: Picture, a: Picture, b: Picture) -> ClosenessResult:
     """Distance of ``images`` to decode(encode(B)), in units of the distance of A to B.
 
     distance_i = |image_i - ideal| / |A - B|
 
+    where the pairs are several, ideal is the nearest one, and A and B are its pair.
+
     Args:
         images: drawn by the checkpoint with the copier and the second training's LoRA.
-        ideal: decode(encode(B)).
-        a, b: the pair itself.
+        ideals: decode(encode(B)) of every pair.
+        a, b: the pairs themselves, stacks in the same order.
 
     Raises:
         BadInput: no pictures, different sizes, or A and B are equal.
     """
     if not len(images):
         raise BadInput("the closeness to B was asked for no pictures: give at least one")
-    apart = metrics.distance(a, b)
-    if apart == 0.0:
+    apart = [metrics.distance(*pair) for pair in zip(a, b, strict=True)]
+    if 0.0 in apart:
         raise BadInput("A and B are identical: there is no distance to measure by; edit B")
     return ClosenessResult(
-        distances=tuple(distance / apart for distance in metrics.distances(images, ideal)),
-        pair_distance=apart,
+        distances=tuple(distance / apart[pair] for distance, pair in _nearest(images, ideals)),
+        pair_distance=statistics.fmean(apart),
     )

@@ -10,9 +10,10 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -83,6 +84,25 @@ def read_picture(path: str | os.PathLike[str], *, note: Note = log.warning) -> I
         raise BadPicture(f"{name} may not be read: check the file's permissions") from None
     except OSError as error:
         raise BadPicture(f"{name} cannot be read ({error}): check the disk, or copy the file anew") from error
+
+
+def check_same_names(a: Sequence[Path], b: Sequence[Path]) -> None:
+    """Raise ``BadPicture`` unless files are paired: one B for each A, of the same name but for its ending.
+
+    Where there is only one of each, the names do not matter.
+    """
+    if len(a) != len(b):
+        raise BadPicture(
+            f"there are {len(a)} originals and {len(b)} changed pictures: give one changed picture for each"
+        )
+    if len(a) == 1:
+        return
+    for first, second in zip(a, b, strict=True):
+        if first.stem != second.stem:
+            raise BadPicture(
+                f"{first.name} and {second.name} come at the same place of their folders: the two pictures "
+                "of a pair must have the same name"
+            )
 
 
 def _opened(file: BinaryIO, name: str) -> Image.Image:

@@ -11,12 +11,26 @@ from copier.images.effects import Picture, to_array
 from copier.pipeline.plan import Draws
 from copier.pipeline.store import Entry
 
-PICTURE = "picture.png"
 LORA = "lora.safetensors"
 LOSSES = "losses.json"
 """The loss of every step of a training, a JSON list."""
 IDEAL = "ideal"
 """Folder of the pictures decode(encode(x)) that a stage measured by."""
+
+
+def picture_name(number: int) -> str:
+    """Name of a picture of a set's stage; the numbers begin with 1."""
+    return f"picture-{number:04d}.png"
+
+
+def picture_paths(entry: Entry) -> list[Path]:
+    """The pictures of a finished ``original`` or ``edited`` stage, in their order."""
+    return sorted(entry.folder.glob("picture-*.png"))
+
+
+def load_set(entry: Entry) -> Picture:
+    """The pictures of a finished ``original`` or ``edited`` stage as a stack (n, height, width, 3)."""
+    return np.stack([load_picture(path) for path in picture_paths(entry)])
 
 
 def load_picture(path: Path) -> Picture:

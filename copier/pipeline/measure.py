@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip, to_picture
+from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip, to_pairs
 from copier.evaluation.gate import ClosenessResult, GateResult, closeness, gate
 from copier.images.effects import EFFECTS, Picture, effect_parameters
-from copier.pipeline.files import IDEAL, PICTURE, load_picture, load_stack, plain_pictures, strip_pictures
+from copier.pipeline.files import IDEAL, load_set, load_stack, plain_pictures, strip_pictures
 from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.store import Entry
 from copier.recipe import EvaluateStage
@@ -21,18 +21,18 @@ Done = Mapping[str, Entry]
 """The finished stages by name."""
 
 
-def known_edit(request: RunRequest) -> Callable[[Picture], Picture] | None:
-    """The edit f of the request as a function of pictures; None for an edit by hand."""
-    if not isinstance(request.b, Edit):
+def known_edit(edit: Edit | None) -> Callable[[Picture], Picture] | None:
+    """The built-in edit as a function f of pictures; None where there is none, for an edit by hand."""
+    if edit is None:
         return None
-    function = EFFECTS[request.b.name].function
-    parameters = effect_parameters(request.b.name, request.b.parameters)
+    function = EFFECTS[edit.name].function
+    parameters = effect_parameters(edit.name, edit.parameters)
     return lambda picture: function(picture, **parameters)
 
 
 def has_ceiling(request: RunRequest, spec: EvaluateStage) -> bool:
     """Whether an evaluation measures the autoencoder's ceiling: the edit is known, the weight drawn."""
-    return isinstance(request.b, Edit) and CEILING_WEIGHT in spec.weights
+    return request.edit_of(spec.pictures) is not None and CEILING_WEIGHT in spec.weights
 
 
 def gate_result(done: Done, stage: PlannedStage, folder: Path) -> GateResult:
@@ -40,7 +40,7 @@ def gate_result(done: Done, stage: PlannedStage, folder: Path) -> GateResult:
     return gate(
         plain_pictures(done[stage.needs["pictures"]]),
         plain_pictures(done[stage.needs["base"]]),
-        load_stack(folder / IDEAL)[0],
+        load_stack(folder / IDEAL),
     )
 
 
@@ -48,9 +48,9 @@ def closeness_result(done: Done, stage: PlannedStage, folder: Path) -> Closeness
     """The figures of a ``closeness`` stage, whose own files lie in ``folder``."""
     return closeness(
         plain_pictures(done[stage.needs["pictures"]]),
-        load_stack(folder / IDEAL)[0],
-        load_picture(done[stage.needs["a"]].path(PICTURE)),
-        load_picture(done[stage.needs["picture"]].path(PICTURE)),
+        load_stack(folder / IDEAL),
+        load_set(done[stage.needs["a"]]),
+        load_set(done[stage.needs["set"]]),
     )
 
 
@@ -67,7 +67,7 @@ def strip_figures(
     name = stage.needs[role]
     base = plain_pictures(done[stage.needs["base"]])
     drawn = strip_pictures(done[name], plan.draws[name])
-    edit = known_edit(request)
+    edit = known_edit(request.edit_of(spec.pictures))
     if edit is None:
         return change_strip(base, drawn)
     ideals = {CEILING_WEIGHT: load_stack(folder / IDEAL)} if has_ceiling(request, spec) else {}
@@ -85,6 +85,6 @@ def original_figures(plan: Plan, done: Done, stage: PlannedStage) -> StripResult
         return None
     name = stage.needs["original"]
     drawn = strip_pictures(done[name], plan.draws[name])
-    b = load_picture(done[stage.needs["b"]].path(PICTURE))
+    edit = to_pairs(load_set(done[stage.needs["a"]]), load_set(done[stage.needs["b"]]))
     wanted = {weight: drawn[weight] for weight in spec.weights}
-    return effect_strip(drawn[0.0], to_picture(b), wanted, spec.floor)
+    return effect_strip(drawn[0.0], edit, wanted, spec.floor)

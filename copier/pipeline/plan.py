@@ -19,25 +19,30 @@ from copier.images.effects import effect_parameters
 from copier.recipe import (
     BaseLora,
     CaptionPolicy,
+    CombineStage,
     DifferenceStage,
     EvaluateStage,
+    FileStage,
     GateStage,
+    PictureSet,
     Precision,
     Recipe,
     ResizeStage,
     StageSpec,
     TrainStage,
 )
-from copier.request import Edit, Generated, PictureFile, RunRequest
+from copier.request import Edit, Generated, PictureFiles, RunRequest
 
 VERSIONS = {
-    "original": 1,
-    "edited": 1,
+    "original": 2,
+    "edited": 2,
+    "file": 1,
     "train": 1,
     "draw": 1,
     "gate": 1,
     "closeness": 1,
     "difference": 1,
+    "combine": 1,
     "resize": 1,
     "evaluate": 1,
 }
@@ -67,14 +72,16 @@ class PlannedStage:
 class Draws:
     """The pictures of one ``draw`` stage: prompts and seeds in pairs, LoRAs beneath, weights of one.
 
-    ``loras`` are (planned stage, weight) merged at every weight; ``strip`` the planned stage whose
-    LoRA is weighted by each of ``weights``, or "" for none.
+    ``like`` is the set of originals whose size they have; ``loras`` are (planned stage, weight) merged
+    at every weight; ``strip`` the planned stage whose LoRA is weighted by each of ``weights``, or "" for
+    none.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     guidance: tuple[float, ...]
     steps: int
+    like: str
     loras: tuple[tuple[str, float], ...] = ()
     strip: str = ""
     weights: tuple[float, ...] = (0.0,)
@@ -84,12 +91,13 @@ class Draws:
 class Plan:
     """The stages of a request, in an order in which they can run.
 
-    ``draws`` says what each stage of the kind ``draw`` draws, by name; ``checkpoint`` is the
-    checkpoint's SHA-256.
+    ``draws`` says what each stage of the kind ``draw`` draws, by name; ``changed`` are the sets of
+    pictures that are changes of others; ``checkpoint`` is the checkpoint's SHA-256.
     """
 
     stages: tuple[PlannedStage, ...]
     draws: Mapping[str, Draws]
+    changed: tuple[str, ...] = ()
     checkpoint: str = ""
 
     def __getitem__(self, name: str) -> PlannedStage:
@@ -101,6 +109,10 @@ class Plan:
     def depends_on(self, name: str, other: str) -> bool:
         """Whether the stage ``name`` is, or directly or indirectly needs, the stage ``other``."""
         return name == other or any(self.depends_on(need, other) for need in self[name].needs.values())
+
+    def depends_on_change(self, name: str) -> bool:
+        """Whether the stage ``name`` is, or directly or indirectly needs, a changed set of pictures."""
+        return any(self.depends_on(name, changed) for changed in self.changed)
 
 
 def paired(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
@@ -119,10 +131,12 @@ def plan(request: RunRequest, digest: Callable[[Path], str]) -> Plan:
         BadInput: there is no such edit, or it does not take its parameters.
     """
     builder = _Builder(request, digest)
-    builder.pair()
+    for pictures in request.recipe.pictures:
+        builder.pictures(pictures)
     for stage in request.recipe.stages:
         builder.add(stage)
-    return Plan(tuple(builder.stages.values()), builder.draws, builder.checkpoint)
+    changed = tuple(one.name for one in request.recipe.changed)
+    return Plan(tuple(builder.stages.values()), builder.draws, changed, builder.checkpoint)
 
 
 def original_side(recipe: Recipe, generated: Generated) -> int:
@@ -152,36 +166,43 @@ class _Builder:
         self.stages: dict[str, PlannedStage] = {}
         self.draws: dict[str, Draws] = {}
 
-    def pair(self) -> None:
-        a, b = self.request.a, self.request.b
-        if isinstance(a, PictureFile):
-            self._put("a", "original", {"file": self.digest(a.path)})
+    def pictures(self, spec: PictureSet) -> None:
+        """Add the stage that draws, makes or takes over a set of pictures."""
+        source = self.request.pictures[spec.name]
+        kind = "edited" if spec.of else "original"
+        if isinstance(source, PictureFiles):
+            self._put(spec.name, kind, {"files": [self.digest(path) for path in source.paths]})
+        elif isinstance(source, Edit):
+            self._put(spec.name, kind, _edit_numbers(source), {"a": spec.of})
         else:
-            self._put(
-                "a",
-                "original",
-                {
-                    "checkpoint": self.checkpoint,
-                    "prompt": a.prompt,
-                    "seed": a.seed,
-                    "steps": a.steps,
-                    "guidance": a.guidance,
-                    "side": original_side(self.request.recipe, a),
-                },
-            )
-        if isinstance(b, Edit):
-            self._put("b", "edited", _edit_numbers(b), {"a": "a"})
-        else:
-            self._put("b", "edited", {"file": self.digest(b.path)})
+            numbers = {
+                "checkpoint": self.checkpoint,
+                "prompt": source.prompt,
+                "seed": source.seed,
+                "steps": source.steps,
+                "guidance": source.guidance,
+                "side": original_side(self.request.recipe, source),
+            }
+            self._put(spec.name, kind, numbers)
 
     def add(self, stage: StageSpec) -> None:
-        if isinstance(stage, TrainStage):
+        """Add a stage of the recipe, with those that draw what it measures."""
+        if isinstance(stage, FileStage):
+            self._put(stage.name, "file", {"file": self.digest(self.request.loras[stage.name])}, spec=stage)
+        elif isinstance(stage, TrainStage):
             self._train(stage)
         elif isinstance(stage, GateStage):
             self._gate(stage)
         elif isinstance(stage, DifferenceStage):
             needs = {"minuend": stage.minuend, "subtrahend": stage.subtrahend}
             self._put(stage.name, "difference", _without(spec_to_json(stage), *needs), needs, stage)
+        elif isinstance(stage, CombineStage):
+            needs = {f"lora{i}": term.lora for i, term in enumerate(stage.terms)}
+            numbers = {
+                "weights": [term.weight for term in stage.terms],
+                "ranks": spec_to_json(stage.ranks),
+            }
+            self._put(stage.name, "combine", numbers, needs, stage)
         elif isinstance(stage, ResizeStage):
             needs = {"lora": stage.lora}
             self._put(stage.name, "resize", _without(spec_to_json(stage), *needs), needs, stage)
@@ -189,7 +210,7 @@ class _Builder:
             self._evaluate(stage)
 
     def _train(self, stage: TrainStage) -> None:
-        needs = {"picture": stage.pictures, **_base_needs(stage.base)}
+        needs = {"set": stage.pictures, **_base_needs(stage.base)}
         if stage.start:
             needs["start"] = stage.start
         numbers: dict[str, Any] = {
@@ -198,13 +219,14 @@ class _Builder:
             "training": spec_to_json(stage.training),
             "multipliers": [base.multiplier for base in stage.base],
         }
-        captions = caption_file(self.request, stage)
-        if captions is not None:
-            numbers["captions"] = read_captions(captions)
+        captions = caption_files(self.request, stage)
+        if any(captions):
+            numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
         self._put(stage.name, "train", numbers, needs, stage)
 
     def _gate(self, stage: GateStage) -> None:
-        common = _common_draws(stage, (1.0, stage.guidance))
+        original = self.request.recipe.original_of(stage.pictures)
+        common = _common_draws(stage, (1.0, stage.guidance), original or stage.pictures)
         loras = (*((base.lora, base.multiplier) for base in stage.base), (stage.lora, 1.0))
         drawn = self._draw(f"{stage.name}.pictures", common, loras=loras)
         limits = {
@@ -212,36 +234,39 @@ class _Builder:
             "single_limit": stage.single_limit,
             "share": stage.share,
         }
-        if stage.pictures == "a":
-            base = self._draw(f"{stage.name}.base", common)
-            needs = {"pictures": drawn, "base": base, "picture": "a"}
-            self._put(stage.name, "gate", {**self.model, **limits}, needs, stage)
-        else:
-            needs = {"pictures": drawn, "a": "a", "picture": "b"}
+        needs = {"pictures": drawn, "set": stage.pictures}
+        if original:
+            needs |= {"a": original}
             self._put(stage.name, "closeness", {**self.model, **limits}, needs, stage)
+        else:
+            needs |= {"base": self._draw(f"{stage.name}.base", common)}
+            self._put(stage.name, "gate", {**self.model, **limits}, needs, stage)
 
     def _evaluate(self, stage: EvaluateStage) -> None:
-        common = _common_draws(stage, (stage.guidance,))
-        needs = {"base": self._draw(f"{stage.name}.base", common), "a": "a", "b": "b"}
+        original = self.request.recipe.original_of(stage.pictures)
+        common = _common_draws(stage, (stage.guidance,), original)
+        base = self._draw(f"{stage.name}.base", common)
+        needs = {"base": base, "a": original, "b": stage.pictures}
         for role, lora in (("lora", stage.lora), ("control", stage.control)):
             if lora:
                 name = f"{stage.name}.{role}"
                 needs[role] = self._draw(name, common, strip=lora, weights=stage.weights)
-        copier = self._copier()
-        if isinstance(self.request.b, PictureFile) and copier:
+        edit = self.request.edit_of(stage.pictures)
+        copier = self._copier(original)
+        if edit is None and copier is not None:
             # What the edit makes of other pictures is not known: it is measured on A, which the copier draws.
             name, weights = f"{stage.name}.original", tuple(sorted({0.0, *stage.weights}))
-            beneath = ((copier, 1.0),)
+            beneath = (*((base.lora, base.multiplier) for base in copier.base), (copier.lora, 1.0))
             needs["original"] = self._draw(name, common, loras=beneath, strip=stage.lora, weights=weights)
         numbers: dict[str, Any] = {**self.model, "floor": stage.floor}
-        if isinstance(self.request.b, Edit):
-            numbers |= _edit_numbers(self.request.b)
+        if edit is not None:
+            numbers |= _edit_numbers(edit)
         self._put(stage.name, "evaluate", numbers, needs, stage)
 
-    def _copier(self) -> str:
-        """The stage whose LoRA draws A, as its gate says; "" in a recipe without one."""
+    def _copier(self, original: str) -> GateStage | None:
+        """The gate of the LoRA that draws the set ``original``; None in a recipe without one."""
         gates = (stage for stage in self.request.recipe.stages if isinstance(stage, GateStage))
-        return next((gate.lora for gate in gates if gate.pictures == "a"), "")
+        return next((gate for gate in gates if gate.pictures == original), None)
 
     def _draw(
         self,
@@ -253,7 +278,7 @@ class _Builder:
         weights: tuple[float, ...] = (0.0,),
     ) -> str:
         draws = replace(common, loras=loras, strip=strip, weights=weights)
-        needs = {"a": "a", **{f"lora{i}": lora for i, (lora, _) in enumerate(loras)}}
+        needs = {"like": draws.like, **{f"lora{i}": lora for i, (lora, _) in enumerate(loras)}}
         if strip:
             needs["strip"] = strip
         numbers = {
@@ -265,10 +290,11 @@ class _Builder:
             "multipliers": [weight for _, weight in loras],
             "weights": list(weights),
         }
-        if isinstance(self.request.a, Generated):
-            # Only the size of A matters here, and a generated one's is known.
-            numbers["side"] = original_side(self.request.recipe, self.request.a)
-            del needs["a"]
+        like = self.request.pictures[draws.like]
+        if isinstance(like, Generated):
+            # Only the size of the originals matters here, and a generated one's is known.
+            numbers["side"] = original_side(self.request.recipe, like)
+            del needs["like"]
         self._put(name, "draw", numbers, needs)
         self.draws[name] = draws
         return name
@@ -292,14 +318,14 @@ class _Builder:
         self.stages[name] = PlannedStage(name, kind, key, ingredients, needs, spec)
 
 
-def caption_file(request: RunRequest, stage: TrainStage) -> Path | None:
-    """The caption file of the stage's picture, for the caption policy ``files``; else None.
+def caption_files(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:
+    """The caption files of the stage's pictures, for the caption policy ``files``; else nothing.
 
-    It has the picture's name and the ending ``.txt``, beside the picture or in the request's folder.
-    A generated or edited picture takes that of A; where there is none, the captions are empty.
+    Each has the picture's name and the ending ``.txt``, beside the picture or in the request's folder.
+    An edited picture takes that of its original; None where there is none, and the caption is empty.
     """
-    path = caption_place(request, stage)
-    return path if path is not None and path.is_file() else None
+    places = caption_places(request, stage)
+    return tuple(path if path is not None and path.is_file() else None for path in places)
 
 
 def read_captions(path: Path) -> str:
@@ -314,21 +340,22 @@ def read_captions(path: Path) -> str:
         raise BadInput(f"the caption file {path} cannot be read ({error}): save it as UTF-8 text") from error
 
 
-def caption_place(request: RunRequest, stage: TrainStage) -> Path | None:
-    """Where the caption file is looked for, whether it is there or not.
+def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:
+    """Where the caption file of each picture is looked for, whether it is there or not.
 
-    None for another caption policy, and for a generated A, which has no name.
+    None for a generated original, which has no name; nothing for another caption policy.
     """
     if stage.training.captions.policy is not CaptionPolicy.FILES:
-        return None
-    source = request.a if stage.pictures == "a" or isinstance(request.b, Edit) else request.b
-    if not isinstance(source, PictureFile):
-        return None
-    folder = request.captions or source.path.parent
-    return folder / f"{source.path.stem}.txt"
+        return ()
+    source = request.pictures[stage.pictures]
+    if isinstance(source, Edit):
+        source = request.pictures[request.recipe.original_of(stage.pictures)]
+    if not isinstance(source, PictureFiles):
+        return (None,)
+    return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in source.paths)
 
 
-def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...]) -> Draws:
+def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...], like: str) -> Draws:
     """The checkpoint's own pictures for the stage; ``guidance`` alternates from picture to picture."""
     pairs = paired(stage.prompts, stage.seeds)
     return Draws(
@@ -336,6 +363,7 @@ def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...])
         seeds=tuple(seed for _, seed in pairs),
         guidance=tuple(guidance[i % len(guidance)] for i in range(len(pairs))),
         steps=stage.sampling_steps,
+        like=like,
     )
 
 

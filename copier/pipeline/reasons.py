@@ -14,13 +14,15 @@ _LONGEST = 24
 """Characters of a value that is shown; a digest or a prompt list is longer, and only named."""
 
 _REUSED = {
-    "original": "same prompt, seed and model, or same file",
-    "edited": "same original and edit, or same file",
-    "train": "same picture, model and settings",
+    "original": "same prompt, seed and model, or same files",
+    "edited": "same originals and edit, or same files",
+    "file": "same file",
+    "train": "same pictures, model and settings",
     "draw": "same prompts, seeds, model and LoRA",
     "gate": "same pictures and limits",
     "closeness": "same pictures and limits",
     "difference": "same LoRAs and ratios",
+    "combine": "same LoRAs and weights",
     "resize": "same LoRA and rank",
     "evaluate": "same pictures and edit",
 }

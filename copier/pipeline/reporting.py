@@ -28,7 +28,7 @@ from copier.evaluation.report_data import (
     Strip,
 )
 from copier.images.effects import EFFECTS
-from copier.pipeline.files import LOSSES, PICTURE, load_picture, plain_pictures, strip_pictures
+from copier.pipeline.files import LOSSES, load_set, plain_pictures, strip_pictures
 from copier.pipeline.measure import (
     closeness_result,
     gate_result,
@@ -39,7 +39,7 @@ from copier.pipeline.measure import (
 from copier.pipeline.plan import Draws, PlannedStage
 from copier.pipeline.runner import FinishedRun
 from copier.recipe import EvaluateStage, GateStage
-from copier.request import Edit, Generated, PictureFile
+from copier.request import Edit, Generated
 from copier.version import program
 
 MORE_EFFECT = 0.3
@@ -62,8 +62,8 @@ LONGEST_STEM = 100
 
 def file_stem(run: FinishedRun) -> str:
     """What the files of the run's result are called: its title, edit or recipe, fit for a file name."""
-    b = run.request.b
-    what = run.request.title or (b.name if isinstance(b, Edit) else run.request.recipe.name)
+    edits = run.request.edits
+    what = run.request.title or (edits[0].name if len(edits) == 1 else run.request.recipe.name)
     return re.sub(r"[^A-Za-z0-9_-]+", "-", what).strip("-").lower()[:LONGEST_STEM].rstrip("-") or "lora"
 
 
@@ -74,17 +74,19 @@ def report_data(
 ) -> ReportData:
     """Everything that the report of these runs shows; ``published`` are their files by stage name.
 
-    Every run must have an ``evaluate`` stage, and the same original. The gate, and the losses that
-    all share, are those of the first. ``repeats`` are for each run the same with other training seeds;
-    the report gives mean and range over them and the run itself.
+    Every run must have an ``evaluate`` stage, and the same originals. Gates, and the losses that all
+    share, are those of the first; of several gates the one is shown that kept its limits worst.
+    ``repeats`` are for each run the same with other training seeds; the report gives mean and range
+    over them and the run itself.
     """
     first = runs[0]
-    a = first.request.a
-    gate = next((_gate(first, stage) for stage in first.plan.stages if stage.kind == "gate"), None)
+    original = first.request.recipe.original_of(_evaluation(first).pictures)
+    a = first.request.pictures[original]
+    gates = {stage.name: _gate(first, stage) for stage in first.plan.stages if stage.kind == "gate"}
     shared = {
         stage.key
         for stage in first.plan.stages
-        if stage.kind == "train" and not first.plan.depends_on(stage.name, "b")
+        if stage.kind == "train" and not first.plan.depends_on_change(stage.name)
     }
     names = _unique([file_stem(run) for run in runs])
     again = repeats or [()] * len(runs)
@@ -93,19 +95,43 @@ def report_data(
     return ReportData(
         title="What changed, and nothing else",
         summary=_summary(first, len(runs)),
-        a=load_picture(first.entries["a"].path(PICTURE)),
+        a=load_set(first.entries[original])[0],
         results=tuple(results),
         a_prompt=a.prompt if isinstance(a, Generated) else "",
         recipe=first.request.recipe.title,
         checkpoint=first.request.checkpoint.name,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         program=program(),
-        gate=gate,
+        gate=max(gates.values(), key=_excess, default=None),
         losses=_losses(first, shared),
         stages=_lines(everything),
         seconds=sum(run.seconds for run in everything),
-        checks=() if gate is None else _gate_checks(gate),
+        checks=tuple(
+            check
+            for name, gate in gates.items()
+            for check in _gate_checks(gate, "Gate" if len(gates) == 1 else f"Gate {name!r}")
+        ),
+        notes=_notes(first),
     )
+
+
+def _evaluation(run: FinishedRun) -> EvaluateStage:
+    """What the report of a run is about: its first evaluation."""
+    return next(stage for stage in run.request.recipe.stages if isinstance(stage, EvaluateStage))
+
+
+def _excess(gate: GateReport) -> float:
+    """The gate's median in units of its limit."""
+    return gate.result.median / max(gate.spec.median_limit, 1e-6)
+
+
+def _notes(run: FinishedRun) -> tuple[str, ...]:
+    """What the report does not show of the run's pictures."""
+    counts = {one.name: len(load_set(run.entries[one.name])) for one in run.request.recipe.pictures}
+    several = [f"{name} has {count} pictures" for name, count in counts.items() if count > 1]
+    if not several:
+        return ()
+    return (f"Of every set of pictures the first one is shown: {', '.join(several)}.",)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -151,14 +177,14 @@ def _gate(run: FinishedRun, stage: PlannedStage) -> GateReport:
     )
 
 
-def _gate_checks(gate: GateReport) -> tuple[Check, ...]:
+def _gate_checks(gate: GateReport, label: str) -> tuple[Check, ...]:
     spec, result = gate.spec, gate.result
     near = float(result.within(spec.single_limit))
     return (
-        Check("Gate: pictures drawn", len(result.distances), ENOUGH, at_least=True),
-        Check("Gate: median distance", result.median, spec.median_limit, at_least=False),
+        Check(f"{label}: pictures drawn", len(result.distances), ENOUGH, at_least=True),
+        Check(f"{label}: median distance", result.median, spec.median_limit, at_least=False),
         Check(
-            f"Gate: pictures within {spec.single_limit:g}",
+            f"{label}: pictures within {spec.single_limit:g}",
             near,
             spec.share * len(result.distances),
             at_least=True,
@@ -167,16 +193,19 @@ def _gate_checks(gate: GateReport) -> tuple[Check, ...]:
 
 
 def _closeness(run: FinishedRun) -> ClosenessReport | None:
+    """Of several second trainings the one that kept its limit worst."""
+    found = []
     for stage in run.plan.stages:
         if stage.kind == "closeness" and isinstance(stage.spec, GateStage):
             done = run.entries
-            return ClosenessReport(
+            one = ClosenessReport(
                 result=closeness_result(done, stage, done[stage.name].folder),
                 draws=_draws(run.plan.draws[stage.needs["pictures"]]),
                 pictures=plain_pictures(done[stage.needs["pictures"]]),
                 limit=stage.spec.median_limit,
             )
-    return None
+            found.append((one.result.median / max(stage.spec.median_limit, 1e-6), one))
+    return max(found, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def _result(
@@ -187,17 +216,18 @@ def _result(
     shared: Collection[str],
 ) -> Result:
     stage = next(stage for stage in run.plan.stages if stage.kind == "evaluate")
-    request, b = run.request, run.request.b
+    request, pictures = run.request, _evaluation(run).pictures
+    applied = request.edit_of(pictures)
     strip = _strip(run, stage, "lora", "LoRA")
     control = _strip(run, stage, "control", "plain LoRA on B") if "control" in stage.needs else None
     base = plain_pictures(run.entries[stage.needs["base"]])
-    edit = known_edit(request)
+    edit = known_edit(applied)
     closeness = _closeness(run)
     own = {one.key for one in run.plan.stages if one.kind == "train"} - set(shared)
     return Result(
         name=name,
-        title=request.title or (EFFECTS[b.name].label if isinstance(b, Edit) else "B"),
-        b=load_picture(run.entries["b"].path(PICTURE)),
+        title=request.title or (EFFECTS[applied.name].label if applied else "B"),
+        b=load_set(run.entries[pictures])[0],
         draws=_draws(run.plan.draws[stage.needs["base"]]),
         base=base,
         strip=strip,
@@ -212,14 +242,14 @@ def _result(
             Check("Evaluation: pairs of prompt and seed", len(base), ENOUGH, at_least=True),
             *_closeness_checks(closeness),
             *_strip_checks(strip, control),
-            *_ceiling_checks(strip, b),
+            *_ceiling_checks(strip, applied),
         ),
         files=tuple(path.name for stage, path in files.items() if _is_own(run, stage)),
     )
 
 
 def _is_own(run: FinishedRun, stage: str) -> bool:
-    return stage != "b" and run.plan.depends_on(stage, "b")
+    return stage not in run.plan.changed and run.plan.depends_on_change(stage)
 
 
 def _strip(run: FinishedRun, stage: PlannedStage, role: str, label: str) -> Strip:
@@ -263,9 +293,9 @@ def _strip_checks(strip: Strip, control: Strip | None) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def _ceiling_checks(strip: Strip, b: Edit | PictureFile) -> tuple[Check, ...]:
+def _ceiling_checks(strip: Strip, edit: Edit | None) -> tuple[Check, ...]:
     plus = strip.figures.at(1.0) if isinstance(strip.figures, StripResult) else None
-    if plus is None or not isinstance(b, Edit) or b.name not in CLEAR_EDITS:
+    if plus is None or edit is None or edit.name not in CLEAR_EDITS:
         return ()
     return (Check("Ceiling at +1", plus.ceiling, CEILING, at_least=True),)
 

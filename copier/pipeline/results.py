@@ -15,8 +15,8 @@ from copier.digest import file_digest
 from copier.errors import BadInput, CopierError
 from copier.evaluation.report import GENERATOR, ReportFiles, write_report
 from copier.ops.lora_file import read_lora, write_lora
-from copier.pipeline.files import LORA, PICTURE
-from copier.pipeline.plan import Plan, PlannedStage
+from copier.pipeline.files import LORA, picture_paths
+from copier.pipeline.plan import PlannedStage
 from copier.pipeline.reporting import file_stem, report_data
 from copier.pipeline.runner import FinishedRun
 from copier.pipeline.store import StageStore
@@ -26,7 +26,7 @@ from copier.writepoints import write_point
 RECIPE_KEY = "copier.recipe"
 """Metadata key of a LoRA that holds the recipe as JSON."""
 PROVENANCE_KEY = "copier.provenance"
-"""Metadata key with the digests of checkpoint, pair and LoRAs that the LoRA was made from, as JSON."""
+"""Metadata key with the digests of checkpoint, pictures and LoRAs that the LoRA was made from, as JSON."""
 
 
 def check_folder(out: Path, *, report: bool = True) -> None:
@@ -151,19 +151,25 @@ def _copied(source: Path, place: Path) -> bool:
 
 
 def publish_run(run: FinishedRun) -> dict[str, Path]:
-    """Put pair, LoRAs and recipe of a finished run into its output folder; paths by stage name.
+    """Put pictures, LoRAs and recipe of a finished run into its output folder; paths by stage name.
 
-    What does not depend on B, such as the copier, bears its stage's name, the result that of the
-    run's title or edit, anything else both.
+    What does not depend on changed pictures, such as the copier, bears its stage's name, the result
+    that of the run's title or edit, anything else both. Of a set of several pictures the first one's
+    path is given. LoRA files that the run was given are not copied.
     """
     out, stem = run.request.out, file_stem(run)
-    published = {"a": publish(run.entries["a"].path(PICTURE), out / "a.png")}
-    published["b"] = publish(run.entries["b"].path(PICTURE), out / f"{stem}-b.png")
+    published: dict[str, Path] = {}
+    for pictures in run.request.recipe.pictures:
+        name = f"{stem}-{pictures.name}" if pictures.of else pictures.name
+        sources = picture_paths(run.entries[pictures.name])
+        names = [f"{name}.png"] if len(sources) == 1 else [f"{name}-{i + 1}.png" for i in range(len(sources))]
+        places = [publish(source, out / one) for source, one in zip(sources, names, strict=True)]
+        published[pictures.name] = places[0]
     # In the store, so that what a killed run leaves is swept with its other leftovers.
-    store = StageStore(run.entries["a"].folder.parent)
+    store = StageStore(run.stages[0].entry.folder.parent)
     with store.scratch("publish") as scratch:
         for one in run.stages:
-            if one.entry.path(LORA).is_file():
+            if one.stage.kind != "file" and one.entry.path(LORA).is_file():
                 name = _lora_name(run, one.stage.name, stem)
                 final = scratch / f"{name}.safetensors"
                 _write_final(run, one.stage, final)
@@ -179,7 +185,7 @@ def _lora_name(run: FinishedRun, stage: str, stem: str) -> str:
     others = {one.stage.name.casefold() for one in run.stages if one.stage.name != stage}
     if stage == run.request.recipe.result and stem.casefold() not in others:
         return stem
-    return f"{stem}-{stage}" if run.plan.depends_on(stage, "b") else stage
+    return f"{stem}-{stage}" if run.plan.depends_on_change(stage) else stage
 
 
 def _same_origin(first: Path, second: Path) -> bool:
@@ -210,21 +216,27 @@ def _write_final(run: FinishedRun, stage: PlannedStage, path: Path) -> None:
 def _provenance(run: FinishedRun, stage: PlannedStage) -> dict[str, object]:
     """The stage's key and the SHA-256 of all it was made from; no paths, no names of files.
 
-    ``loras`` are the stored LoRAs of the stages that it needs, directly or not, by stage name.
+    ``pictures`` are the sets that it needs, directly or not, by name, ``loras`` the stored LoRAs of the
+    stages that it needs.
     """
     entries = run.entries
-    pictures = {f"{side}_sha256": entries[side].record.files[PICTURE] for side in _sides(run.plan, stage)}
+    pictures = {
+        one.name: [entries[one.name].record.files[path.name] for path in picture_paths(entries[one.name])]
+        for one in run.request.recipe.pictures
+        if run.plan.depends_on(stage.name, one.name)
+    }
     loras = {
         name: entry.record.files[LORA]
         for name, entry in entries.items()
         if name != stage.name and LORA in entry.record.files and run.plan.depends_on(stage.name, name)
     }
-    checkpoint = {"checkpoint_sha256": run.plan.checkpoint}
-    return {"stage": stage.name, "key": stage.key, **checkpoint, **pictures, "loras": loras}
-
-
-def _sides(plan: Plan, stage: PlannedStage) -> list[str]:
-    return [side for side in ("a", "b") if plan.depends_on(stage.name, side)]
+    return {
+        "stage": stage.name,
+        "key": stage.key,
+        "checkpoint_sha256": run.plan.checkpoint,
+        "pictures_sha256": pictures,
+        "loras": loras,
+    }
 
 
 def report(

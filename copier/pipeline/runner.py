@@ -100,8 +100,8 @@ def run(
         seconds = 0.0 if reused else time.monotonic() - started
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
         done[stage.name] = entry
-        if stage.name == "b":
-            stages.check_the_pair(done)
+        if stage.name in plan.changed:
+            stages.check_the_pairs(done, request.recipe.original_of(stage.name), stage.name)
     return FinishedRun(request, plan, tuple(finished))
 
 

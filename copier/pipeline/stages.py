@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +20,20 @@ from copier.errors import BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import Picture, apply_effect, to_array
 from copier.images.pairs import check_pair, check_size, read_picture
-from copier.ops.combine import difference
+from copier.ops.combine import combine, difference
+from copier.ops.lora_file import read_lora
+from copier.ops.report import OperationReport
 from copier.ops.resize import resize
-from copier.pipeline.files import IDEAL, LORA, LOSSES, PICTURE, load_picture, plain_pictures, weight_folder
+from copier.pipeline.files import (
+    IDEAL,
+    LORA,
+    LOSSES,
+    load_set,
+    picture_name,
+    picture_paths,
+    plain_pictures,
+    weight_folder,
+)
 from copier.pipeline.measure import (
     CEILING_WEIGHT,
     closeness_result,
@@ -33,7 +45,7 @@ from copier.pipeline.measure import (
 from copier.pipeline.plan import (
     Plan,
     PlannedStage,
-    caption_place,
+    caption_places,
     drawing_precision,
     original_side,
 )
@@ -41,15 +53,17 @@ from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer, ProgressEvent
 from copier.recipe import (
     CaptionPolicy,
+    CombineStage,
     DifferenceStage,
     EvaluateStage,
+    FileStage,
     GateStage,
     RankMethod,
     RankPolicy,
     ResizeStage,
     TrainStage,
 )
-from copier.request import Edit, Generated, RunRequest
+from copier.request import Edit, Generated, PictureFiles, RunRequest
 from copier.training.protocol import (
     PicturesResult,
     ReconstructRequest,
@@ -97,9 +111,9 @@ class Context:
         """The LoRA file of the stage needed in that role."""
         return self.needed(role).path(LORA)
 
-    def picture(self, role: str) -> Picture:
-        """The picture of the stage needed in that role, (height, width, 3) in [0, 1]."""
-        return load_picture(self.needed(role).path(PICTURE))
+    def pictures(self, role: str) -> Picture:
+        """The set of pictures needed in that role, (n, height, width, 3) in [0, 1]."""
+        return load_set(self.needed(role))
 
     def sample(self, request: SampleRequest) -> PicturesResult:
         """Let the worker draw."""
@@ -107,10 +121,11 @@ class Context:
 
 
 def original(context: Context) -> Json:
-    """Draw A from its prompt, or take over the user's picture."""
-    a = context.request.a
-    if not isinstance(a, Generated):
-        return _take_over(context, a.path)
+    """Draw the original from its prompt, or take over the user's pictures."""
+    a = context.request.pictures[context.stage.name]
+    if isinstance(a, PictureFiles):
+        return _take_over(context, a.paths)
+    assert isinstance(a, Generated)
     side = original_side(context.request.recipe, a)
     drawn = context.sample(
         SampleRequest(
@@ -126,47 +141,62 @@ def original(context: Context) -> Json:
         )
     )
     write_point("picture-write")
-    drawn.pictures[0].rename(context.folder / PICTURE)
+    drawn.pictures[0].rename(context.folder / picture_name(1))
     shutil.rmtree(context.folder / "drawn")
-    return {"width": side, "height": side, "prompt": a.prompt}
+    return {"pictures": 1, "width": side, "height": side, "prompt": a.prompt}
 
 
 def edited(context: Context) -> Json:
-    """Apply the edit to A, or take over the user's B."""
-    b = context.request.b
-    if not isinstance(b, Edit):
-        return _take_over(context, b.path)
-    with Image.open(context.needed("a").path(PICTURE)) as a:
-        image = apply_effect(a, b.name, b.parameters)
-        if np.array_equal(to_array(image), to_array(a)):
-            raise BadPicture(
-                f"the edit {b.name!r} changes nothing in this original: choose another edit or "
-                "stronger parameters"
-            )
-    return _save(context, image)
+    """Apply the edit to the originals, or take over the user's changed pictures."""
+    b = context.request.pictures[context.stage.name]
+    if isinstance(b, PictureFiles):
+        return _take_over(context, b.paths)
+    assert isinstance(b, Edit)
+    images = []
+    for path in picture_paths(context.needed("a")):
+        with Image.open(path) as a:
+            images.append(apply_effect(a, b.name, b.parameters))
+            if np.array_equal(to_array(images[-1]), to_array(a)):
+                raise BadPicture(
+                    f"the edit {b.name!r} changes nothing in this original: choose another edit or "
+                    "stronger parameters"
+                )
+    return _save(context, images)
 
 
-def _take_over(context: Context, path: Path) -> Json:
-    image = read_picture(path)
-    check_size(image, path.name)
-    return _save(context, image)
+def _take_over(context: Context, paths: Sequence[Path]) -> Json:
+    images = []
+    for path in paths:
+        images.append(read_picture(path))
+        check_size(images[-1], path.name)
+    return _save(context, images)
 
 
-def _save(context: Context, image: Image.Image) -> Json:
+def _save(context: Context, images: Sequence[Image.Image]) -> Json:
     write_point("picture-write")
-    image.save(context.folder / PICTURE)
-    return {"width": image.width, "height": image.height}
+    for number, image in enumerate(images, start=1):
+        image.save(context.folder / picture_name(number))
+    return {"pictures": len(images), "width": images[0].width, "height": images[0].height}
+
+
+def take_over_lora(context: Context) -> Json:
+    """Copy the user's LoRA file, after reading all of it."""
+    assert isinstance(context.stage.spec, FileStage)
+    source = context.request.loras[context.stage.name]
+    modules = len(read_lora(source).weights)
+    write_point("lora-write")
+    shutil.copyfile(source, context.folder / LORA)
+    return {"modules": modules}
 
 
 def train(context: Context) -> Json:
-    """Train a LoRA on one side of the pair."""
+    """Train a LoRA on a set of pictures."""
     stage = context.stage.spec
     assert isinstance(stage, TrainStage)
-    write_point("lora-write")
     result = context.worker().train(
         TrainRequest(
             checkpoint=context.request.checkpoint,
-            pictures=(context.needed("picture").path(PICTURE),),
+            pictures=tuple(picture_paths(context.needed("set"))),
             output=context.folder / LORA,
             training=stage.training,
             captions=_captions(context, stage),
@@ -183,23 +213,25 @@ def train(context: Context) -> Json:
 
 
 def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
-    """The text of the picture's caption file as it was planned, for the policy ``files``; else nothing."""
+    """The texts of the caption files as they were planned, for the policy ``files``; else nothing."""
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
-    if "captions" in context.stage.ingredients:
-        return (context.stage.ingredients["captions"],)
-    place = caption_place(context.request, stage)
-    why = "A is generated and has no caption file" if place is None else f"there is no caption file {place}"
-    context.observer(ProgressEvent(context.stage.name, message=f"trains with an empty caption: {why}"))
-    return ("",)
+    places = caption_places(context.request, stage)
+    texts = tuple(context.stage.ingredients.get("captions", ("",) * len(places)))
+    for place, text in zip(places, texts, strict=True):
+        if not text:
+            why = "the original is drawn" if place is None else f"there is no text in a caption file {place}"
+            message = f"trains with an empty caption: {why}"
+            context.observer(ProgressEvent(context.stage.name, message=message))
+    return texts
 
 
 def draw(context: Context) -> Json:
     """Draw prompts and seeds, once for each weight of a strip."""
     draws = context.plan.draws[context.stage.name]
     beneath = tuple((context.lora(f"lora{i}"), weight) for i, (_, weight) in enumerate(draws.loras))
-    with Image.open(context.done["a"].path(PICTURE)) as a:
-        width, height = a.size
+    with Image.open(picture_paths(context.done[draws.like])[0]) as like:
+        width, height = like.size
     for weight in draws.weights:
         strip = ((context.lora("strip"), weight),) if draws.strip else ()
         context.sample(
@@ -224,7 +256,7 @@ def run_gate(context: Context) -> Json:
     """Measure the copier gate."""
     spec = context.stage.spec
     assert isinstance(spec, GateStage)
-    _reconstruct(context, [context.picture("picture")])
+    _reconstruct(context, list(context.pictures("set")))
     result = gate_result(context.done, context.stage, context.folder)
     return {
         "median": result.median,
@@ -239,7 +271,7 @@ def run_closeness(context: Context) -> Json:
     """Measure how near the second training comes to B."""
     spec = context.stage.spec
     assert isinstance(spec, GateStage)
-    _reconstruct(context, [context.picture("picture")])
+    _reconstruct(context, list(context.pictures("set")))
     result = closeness_result(context.done, context.stage, context.folder)
     return {
         "median": result.median,
@@ -253,16 +285,29 @@ def run_difference(context: Context) -> Json:
     spec = context.stage.spec
     assert isinstance(spec, DifferenceStage)
     loras = context.lora("minuend"), context.lora("subtrahend")
-    ratios = (spec.minuend_ratio, spec.subtrahend_ratio)
-    out, ranks = context.folder / LORA, spec.ranks
+    add = partial(difference, *loras, ratios=(spec.minuend_ratio, spec.subtrahend_ratio))
+    return _sum(context, add, spec.ranks)
+
+
+def run_combine(context: Context) -> Json:
+    """Add LoRAs by their weights, and truncate the result as the stage's rank policy says."""
+    spec = context.stage.spec
+    assert isinstance(spec, CombineStage)
+    terms = [(context.lora(f"lora{i}"), term.weight) for i, term in enumerate(spec.terms)]
+    return _sum(context, partial(combine, terms), spec.ranks)
+
+
+def _sum(context: Context, add: Callable[..., OperationReport], ranks: RankPolicy) -> Json:
+    """The stage's LoRA by ``add``, ``difference`` or ``combine`` of the LoRAs that it adds."""
+    out = context.folder / LORA
     write_point("lora-write")
     if ranks.method is RankMethod.EXACT:
-        report = difference(*loras, out, ratios=ratios, exact=True, dtype="fp32")
+        report = add(out=out, exact=True, dtype="fp32")
     elif ranks.method is RankMethod.RANK:
-        report = difference(*loras, out, ratios=ratios, dtype="fp32", **rank_arguments(ranks))
+        report = add(out=out, dtype="fp32", **rank_arguments(ranks))
     else:
         whole = context.folder / "exact.safetensors"
-        difference(*loras, whole, ratios=ratios, exact=True, dtype="fp32")
+        add(out=whole, exact=True, dtype="fp32")
         report = resize(whole, out, dtype="fp32", **rank_arguments(ranks))
         whole.unlink()
     return {"residual": report.residual}
@@ -291,7 +336,7 @@ def evaluate(context: Context) -> Json:
     """Measure effect and leakage, or the change where the edit is not known."""
     stage = context.stage
     assert isinstance(stage.spec, EvaluateStage)
-    edit = known_edit(context.request)
+    edit = known_edit(context.request.edit_of(stage.spec.pictures))
     if edit is not None and has_ceiling(context.request, stage.spec):
         base = plain_pictures(context.needed("base"))
         _reconstruct(context, [target(x, edit(x), CEILING_WEIGHT) for x in base])
@@ -303,12 +348,14 @@ def evaluate(context: Context) -> Json:
     return outcome
 
 
-def check_the_pair(done: Mapping[str, Entry]) -> None:
-    """Raise ``BadPicture`` unless A and B make a pair; before anything is trained."""
-    with Image.open(done["a"].path(PICTURE)) as a, Image.open(done["b"].path(PICTURE)) as b:
-        check_pair(a, b)
-        if np.array_equal(to_array(a), to_array(b)):
-            raise BadPicture("A and B are identical: there is nothing to learn; edit B")
+def check_the_pairs(done: Mapping[str, Entry], original: str, changed: str) -> None:
+    """Raise ``BadPicture`` unless the sets of those names make pairs; before anything is trained."""
+    pairs = zip(picture_paths(done[original]), picture_paths(done[changed]), strict=True)
+    for first, second in pairs:
+        with Image.open(first) as a, Image.open(second) as b:
+            check_pair(a, b)
+            if np.array_equal(to_array(a), to_array(b)):
+                raise BadPicture("A and B are identical: there is nothing to learn; edit B")
 
 
 def _reconstruct(context: Context, pictures: list[Picture]) -> None:
@@ -340,11 +387,13 @@ def _figures_json(figures: Any) -> Json:
 KINDS: Mapping[str, Callable[[Context], Json]] = {
     "original": original,
     "edited": edited,
+    "file": take_over_lora,
     "train": train,
     "draw": draw,
     "gate": run_gate,
     "closeness": run_closeness,
     "difference": run_difference,
+    "combine": run_combine,
     "resize": run_resize,
     "evaluate": evaluate,
 }

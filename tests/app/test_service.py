@@ -17,8 +17,8 @@ from copier.codec import load_recipe, with_value
 from copier.errors import BadInput, BadPicture, Cancelled
 from copier.pipeline.plan import plan
 from copier.progress import CancelToken
-from copier.recipe import with_control
-from copier.request import Edit, Generated, PictureFile, RunRequest
+from copier.recipe import FileStage, with_control
+from copier.request import Edit, Generated, PictureFiles, RunRequest, Source
 
 
 @pytest.fixture
@@ -26,10 +26,14 @@ def request_(folder: Path) -> RunRequest:
     return RunRequest(
         recipe=load_recipe("short.json"),
         checkpoint=folder / "base.safetensors",
-        a=PictureFile(folder / "a.png"),
-        b=Edit("grayscale"),
+        pictures={"a": PictureFiles((folder / "a.png",)), "b": Edit("grayscale")},
         out=folder / "out" / "deeper",
     )
+
+
+def given(request: RunRequest, **pictures: Source) -> RunRequest:
+    """``request`` with other pictures."""
+    return replace(request, pictures={**request.pictures, **pictures})
 
 
 def test_check_and_preview_write_nothing(
@@ -46,7 +50,7 @@ def test_check_and_preview_write_nothing(
 def test_of_several_requests_one_bad_one_stops_all_before_anything_is_written(
     folder: Path, request_: RunRequest, doubles: ModuleType, worker: Any
 ) -> None:
-    bad = replace(request_, b=PictureFile(folder / "none.png"))
+    bad = given(request_, b=PictureFiles((folder / "none.png",)))
     before = doubles.tree(folder)
     with pytest.raises(BadInput, match=r"none\.png"):
         service.execute([request_, bad], Settings(folder / "data"))
@@ -165,13 +169,13 @@ def test_the_data_folder_is_what_the_environment_says(
 
 
 @pytest.mark.parametrize(
-    ("a", "size"), [(PictureFile(Path("a.png")), "64 x 64"), (Generated("x", size=128), "128 x 128")]
+    ("a", "size"), [(PictureFiles((Path("a.png"),)), "64 x 64"), (Generated("x", size=128), "128 x 128")]
 )
 def test_pictures_of_another_size_than_the_resolution_are_refused_before_anything_is_written(
     folder: Path, request_: RunRequest, doubles: ModuleType, worker: Any, a: Any, size: str
 ) -> None:
     settings = Settings(folder / "data")
-    request = replace(request_, a=a)
+    request = given(request_, a=a)
     service.check(request, settings)
     recipe = with_value(request.recipe, "lora.training.resolution=256")
     before = doubles.tree(folder)
@@ -185,8 +189,8 @@ def test_pictures_of_another_size_than_the_resolution_are_refused_before_anythin
 def test_the_longer_side_is_the_one_that_has_the_resolution(
     folder: Path, request_: RunRequest, doubles: ModuleType
 ) -> None:
-    wide = PictureFile(doubles.write_picture(folder / "wide.png", 128, 64))
-    request = replace(request_, a=wide)
+    wide = PictureFiles((doubles.write_picture(folder / "wide.png", 128, 64),))
+    request = given(request_, a=wide)
     for resolution in (0, 128):
         recipe = with_value(request.recipe, f"training.resolution={resolution}")
         service.check(replace(request, recipe=recipe), Settings(folder / "data"))
@@ -195,16 +199,76 @@ def test_the_longer_side_is_the_one_that_has_the_resolution(
         service.check(replace(request, recipe=recipe), Settings(folder / "data"))
 
 
+def folder_of(folder: Path, doubles: ModuleType, *files: tuple[str, int, int]) -> PictureFiles:
+    """A new folder of pictures: name, side and seed of each."""
+    folder.mkdir()
+    for name, side, seed in files:
+        doubles.write_picture(folder / name, side, side, seed=seed)
+    return PictureFiles.at(folder)
+
+
+BAD_SETS = {
+    "not as many": ([("1.png", 64, 1)], [("1.png", 64, 2), ("2.png", 64, 3)], "1 originals and 2 changed"),
+    "other names": (
+        [("1.png", 64, 1), ("2.png", 64, 2)],
+        [("1.png", 64, 3), ("3.png", 64, 4)],
+        r"2\.png and 3\.png.*same name",
+    ),
+    "two sizes": (
+        [("1.png", 64, 1), ("2.png", 128, 2)],
+        [("1.png", 64, 3), ("2.png", 128, 4)],
+        r"2\.png is 128 x 128 px and 1\.png is 64 x 64 px.*one size",
+    ),
+    "sets of two sizes": (
+        [("1.png", 64, 1), ("2.png", 64, 2)],
+        [("1.png", 128, 3), ("2.png", 128, 4)],
+        "64 x 64 px and B is 128 x 128",
+    ),
+    "an equal pair": (
+        [("1.png", 64, 1), ("2.png", 64, 2)],
+        [("1.png", 64, 3), ("2.png", 64, 2)],
+        r"A and B of 2\.png are identical",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETS)
+def test_paired_sets_that_are_none_are_refused(
+    case: str, folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    first, second, message = BAD_SETS[case]
+    a, b = folder_of(folder / "first", doubles, *first), folder_of(folder / "second", doubles, *second)
+    before = doubles.tree(folder)
+    with pytest.raises(BadPicture, match=message):
+        service.check(given(request_, a=a, b=b), Settings(folder / "data"))
+    assert doubles.tree(folder) == before
+
+
+def test_a_lora_that_the_recipe_starts_from_must_fit_the_checkpoint(
+    folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    stages = (FileStage("look"), *request_.recipe.stages)
+    path = doubles.write_small_lora(folder / "look.safetensors")
+    settings = Settings(folder / "data")
+    recipe = replace(request_.recipe, stages=stages)
+    service.check(replace(request_, recipe=recipe, loras={"look": path}), settings)
+    with pytest.raises(BadInput, match=r"base\.safetensors: "):
+        service.check(replace(request_, recipe=recipe, loras={"look": request_.checkpoint}), settings)
+    with pytest.raises(BadInput, match=r"none\.safetensors"):
+        missing = folder / "none.safetensors"
+        service.check(replace(request_, recipe=recipe, loras={"look": missing}), settings)
+
+
 def test_a_generated_original_has_the_resolution(folder: Path, request_: RunRequest) -> None:
     recipe = with_value(request_.recipe, "training.resolution=256")
-    request = replace(request_, recipe=recipe, a=Generated("x"))
+    request = given(replace(request_, recipe=recipe), a=Generated("x"))
     service.check(request, Settings(folder / "data"))
 
 
 def test_the_full_demo_shares_the_copier_between_its_runs(folder: Path) -> None:
     requests = demo_requests(folder / "base.safetensors", folder / "demo", full=True)
     assert [one.recipe.name for one in requests] == [RECIPE, RECIPE, DIFFERENCE_RECIPE]
-    assert [one.b for one in requests] == [Edit(EDIT), Edit(SECOND_EDIT), Edit(EDIT)]
+    assert [one.pictures["b"] for one in requests] == [Edit(EDIT), Edit(SECOND_EDIT), Edit(EDIT)]
     assert demo_requests(folder / "base.safetensors", folder / "demo") == requests[:1]
     first, second, third = (
         plan(replace(one, recipe=with_control(one.recipe)), lambda path: path.name) for one in requests

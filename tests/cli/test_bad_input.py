@@ -129,7 +129,7 @@ CASES = {
     # pictures
     "no A file": run("--a", "none.png", "--b", "b.png", words=("none.png", "check the path")),
     "no B file": run("--a", "a.png", "--b", "none.png", words=("none.png", "check the path")),
-    "a folder as A": run("--a", ".", "--b", "b.png", words=("is a folder", "name a picture")),
+    "a folder and a picture": run("--a", ".", "--b", "b.png", words=("originals", "1 changed picture")),
     "not an image": run("--a", "a.png", "--b", "text.png", words=("text.png", "PNG"), prepare=text_file),
     "truncated": run("--a", "cut.png", "--edit", "outline", words=("cut.png", "cut off"), prepare=truncated),
     "two sizes": run(

@@ -51,6 +51,34 @@ def test_json_is_one_object_with_the_figures_of_the_report(copier: Any, folder: 
     assert checks["count"] == checks["passed"] + len(checks["missed"]) > 0
 
 
+def test_a_recipe_file_has_sets_of_pictures_and_loras_of_its_own(
+    copier: Any, folder: Path, worker: Any, doubles: ModuleType
+) -> None:
+    recipe = json.loads((folder / "short.json").read_text(encoding="utf-8"))
+    recipe["stages"].insert(0, {"kind": "file", "name": "look"})
+    recipe["stages"].insert(1, {"kind": "train", "name": "extra", "pictures": "style"})
+    recipe["stages"][1]["training"] = {"steps": 1, "resolution": 0, "optimiser": "adamw"}
+    recipe["pictures"] = [{"name": "a"}, {"name": "b", "of": "a"}, {"name": "style"}]
+    (folder / "mine.json").write_text(json.dumps(recipe), encoding="utf-8")
+    doubles.write_small_lora(folder / "look.safetensors")
+    for number, name in enumerate(("style/1.png", "style/2.png", "many/1.png", "many/2.png")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        doubles.write_picture(folder / name, seed=number)
+    mine = ("run", "mine.json", *RUN[2:4], "--a", "many", "--edit", "grayscale")
+    both = ("--pictures", "style=style", "--lora", "look=look.safetensors")
+    assert copier(*mine, *both[:2]).code == 2
+    refused = copier(*mine, *both[2:])
+    assert refused.code == 2 and "'style'" in refused.err and "--pictures style=PATH" in refused.err
+    twice = copier(*mine, *both, "--lora", "look=look.safetensors")
+    assert twice.code == 2 and "given twice" in twice.err
+    assert copier(*mine, *both, "--pictures", "b=a.png", "--b", "a.png").code == 2
+    assert not (folder / "out").exists()
+    done = copier(*mine, *both, "--json")
+    assert done.code == 0, done.err
+    assert {"a", "b", "style", "extra", "lora"} <= set(done.json["files"][0])
+    assert (folder / "out" / "a-2.png").is_file() and (folder / "out" / "style-2.png").is_file()
+
+
 def test_a_dry_run_says_what_would_run_and_why_and_writes_nothing(
     copier: Any, folder: Path, worker: Any, doubles: ModuleType
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from copier.evaluation.comparison import spread
-from copier.evaluation.effect import change_strip, effect_strip, targets, to_picture
+from copier.evaluation.effect import change_strip, effect_strip, targets, to_pairs
 from copier.evaluation.gate import closeness, gate
 from copier.evaluation.report_data import (
     Check,
@@ -87,8 +87,10 @@ def result(
         strip=Strip("Copier's LoRA", lora, figures),
         control=Strip("Plain LoRA", control, control_figures),
         ideals=ideal[1.0] if known else None,
-        closeness=ClosenessReport(closeness(near, seen(b), a, b), draws[:4], near, limit=0.3),
-        on_original=None if known else effect_strip(copies, to_picture(b), on_a, FLOOR),
+        closeness=ClosenessReport(
+            closeness(near, seen(b)[None], a[None], b[None]), draws[:4], near, limit=0.3
+        ),
+        on_original=None if known else effect_strip(copies, to_pairs(a[None], b[None]), on_a, FLOOR),
         losses=(curve("LoRA on base + copier", 250, 0.02), curve("Plain LoRA on B", 250, 0.05)),
         seeds=SeedTable(
             (1, 2, 3),
@@ -130,7 +132,7 @@ def full_report(*, size: int = 48, count: int = 16) -> ReportData:
         checkpoint="pocket.safetensors",
         created="2024-05-01 12:30",
         program="copier 0.1.0",
-        gate=GateReport(gate(copies, x, seen(a)), spec, gate_draws, copies, x),
+        gate=GateReport(gate(copies, x, seen(a)[None]), spec, gate_draws, copies, x),
         losses=(curve("Copier LoRA on A", 300, 0.01),),
         stages=(
             StageLine("copier", "train", StageStatus.REUSED, "same base, picture and settings", 0.2),

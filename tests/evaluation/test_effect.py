@@ -15,7 +15,7 @@ from copier.evaluation.effect import (
     effect_strip,
     target,
     targets,
-    to_picture,
+    to_pairs,
 )
 from copier.images.effects import brightness, grayscale, high_contrast
 from copier.images.metrics import cosine
@@ -201,8 +201,15 @@ def test_a_hand_edit_is_measured_on_the_original_itself():
     rng = np.random.default_rng(6)
     a, b = rng.random((2, 16, 16, 3)).astype(np.float32)
     copies = np.clip(a + 0.01 * rng.standard_normal((3, 16, 16, 3)), 0, 1).astype(np.float32)
-    (figures,) = effect_strip(copies, to_picture(b), {1.0: np.stack([b, b, b])}, 0.02).weights
+    (figures,) = effect_strip(copies, to_pairs(a[None], b[None]), {1.0: np.stack([b, b, b])}, 0.02).weights
     assert figures.effect == pytest.approx(1) and figures.counted == 3
+
+
+def test_of_several_pairs_a_hand_edit_is_measured_by_the_one_that_is_drawn():
+    a, b = np.random.default_rng(7).random((2, 3, 16, 16, 3)).astype(np.float32)
+    edit = to_pairs(a, b)
+    for one, changed in zip(a, b, strict=True):
+        assert np.array_equal(edit(one + 0.01), changed)
 
 
 def test_consistency_is_the_mean_cosine_over_all_pairs_of_pictures(x):

@@ -23,22 +23,22 @@ def base() -> np.ndarray:
 
 
 def test_a_perfect_copier_has_the_gate_zero_and_the_base_itself_one(ideal, base):
-    perfect = gate(np.repeat(ideal[None], 16, axis=0), base, ideal)
+    perfect = gate(np.repeat(ideal[None], 16, axis=0), base, ideal[None])
     assert perfect.distances == (0,) * 16 and perfect.median == 0 and perfect.passed(SPEC)
-    none = gate(base, base, ideal)
+    none = gate(base, base, ideal[None])
     assert none.median == pytest.approx(1) and none.distances == none.base and not none.passed(SPEC)
     assert perfect.enough
 
 
 def test_a_copier_part_of_the_way_has_that_part_left(ideal, base):
-    result = gate(ideal + 0.25 * (base - ideal), base, ideal)
+    result = gate(ideal + 0.25 * (base - ideal), base, ideal[None])
     assert result.median == pytest.approx(0.25, rel=1e-5)
     assert result.distances == pytest.approx([0.25 * d for d in result.base], rel=1e-5)
 
 
 def test_distances_are_root_mean_squares_over_the_median_of_the_base(ideal):
     base = np.stack([ideal + d for d in (0.1, 0.2, 0.6)])
-    result = gate(np.stack([ideal + d for d in (0.02, 0.05, 0.1)]), base, ideal)
+    result = gate(np.stack([ideal + d for d in (0.02, 0.05, 0.1)]), base, ideal[None])
     assert result.base_median == pytest.approx(0.2, rel=1e-5)
     assert result.distances == pytest.approx((0.1, 0.25, 0.5), rel=1e-4)
     assert (result.within(0.3), result.within(0.05)) == (2, 0)
@@ -52,36 +52,52 @@ def test_distances_are_root_mean_squares_over_the_median_of_the_base(ideal):
 def test_the_gate_passes_by_its_median_and_by_its_share_of_single_pictures(far, level, passes, ideal):
     base = np.stack([ideal + 0.5] * 16)
     copier = np.stack([ideal + 0.5 * level] * (16 - far) + [ideal + 0.2] * far)
-    assert gate(copier, base, ideal).passed(SPEC) is passes
+    assert gate(copier, base, ideal[None]).passed(SPEC) is passes
 
 
 def test_a_gate_without_pictures_or_without_a_yardstick_is_refused(ideal, base):
     with pytest.raises(BadInput, match="0 pictures"):
-        gate(base[:0], base[:0], ideal)
+        gate(base[:0], base[:0], ideal[None])
     with pytest.raises(BadInput, match="3 pictures of the copier and 16 of the base"):
-        gate(base[:3], base, ideal)
+        gate(base[:3], base, ideal[None])
     with pytest.raises(BadInput, match="by itself"):
-        gate(base, np.repeat(ideal[None], 16, axis=0), ideal)
+        gate(base, np.repeat(ideal[None], 16, axis=0), ideal[None])
     with pytest.raises(BadInput, match="same size"):
-        gate(base, base, ideal[:8])
+        gate(base, base, ideal[None, :8])
 
 
 def test_closeness_is_zero_at_b_and_about_one_at_a(ideal):
-    a, b = ideal, 1 - ideal
-    assert closeness(np.stack([b, b]), b, a, b).median == 0
-    assert closeness(np.stack([a, a, a]), b, a, b).distances == pytest.approx((1, 1, 1))
-    assert closeness((b + 0.3 * (a - b))[None], b, a, b).median == pytest.approx(0.3, rel=1e-5)
+    a, b = ideal[None], 1 - ideal[None]
+    assert closeness(np.repeat(b, 2, axis=0), b, a, b).median == 0
+    assert closeness(np.repeat(a, 3, axis=0), b, a, b).distances == pytest.approx((1, 1, 1))
+    assert closeness(b + 0.3 * (a - b), b, a, b).median == pytest.approx(0.3, rel=1e-5)
 
 
 def test_closeness_measures_to_the_ideal_but_by_the_pair_itself(ideal):
-    a, b = ideal, ideal + 0.2
-    result = closeness((b + 0.01)[None], b + 0.03, a, b)
+    a, b = ideal[None], ideal[None] + 0.2
+    result = closeness(b + 0.01, b + 0.03, a, b)
     assert result.pair_distance == pytest.approx(0.2, rel=1e-5)
     assert result.median == pytest.approx(0.1, rel=1e-3)
 
 
 def test_closeness_to_an_identical_picture_is_refused(ideal):
     with pytest.raises(BadInput, match="identical"):
-        closeness(ideal[None], ideal, ideal, ideal)
+        closeness(ideal[None], ideal[None], ideal[None], ideal[None])
     with pytest.raises(BadInput, match="no pictures"):
-        closeness(ideal[None][:0], ideal, ideal, 1 - ideal)
+        closeness(ideal[None][:0], ideal[None], ideal[None], 1 - ideal[None])
+
+
+def test_of_several_originals_the_nearest_one_counts(ideal, base):
+    originals = np.stack([ideal, 1 - ideal])
+    drawn = np.stack([ideal + 0.01, 1 - ideal + 0.01] * 8)
+    result = gate(drawn, base, originals)
+    nearest = [min(np.sqrt(np.mean((x - one) ** 2)) for one in originals) for x in base]
+    assert result.base_median == pytest.approx(np.median(nearest), rel=1e-5)
+    assert result.distances == pytest.approx([0.01 / result.base_median] * 16, rel=1e-3)
+
+
+def test_of_several_pairs_the_nearest_one_counts_by_its_own_distance(ideal):
+    a, b = np.stack([ideal, 1 - ideal]), np.stack([ideal + 0.2, 1.5 - ideal])
+    result = closeness(np.stack([b[0] + 0.02, b[1] + 0.1]), b, a, b)
+    assert result.distances == pytest.approx((0.1, 0.2), rel=1e-3)
+    assert result.pair_distance == pytest.approx(0.35, rel=1e-3)

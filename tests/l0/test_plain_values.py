@@ -20,7 +20,8 @@ from copier.codec import builtin_recipes
 from copier.digest import DigestMemory, file_digest, json_digest
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed, UnknownName
 from copier.progress import CancelToken, ProgressEvent, guarded
-from copier.request import Edit, Generated, RunRequest
+from copier.recipe import BaseLora, FileStage, Recipe, TrainStage
+from copier.request import Edit, Generated, PictureFiles, RunRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,13 +66,49 @@ def test_an_original_out_of_bounds_is_refused(change):
 
 
 def test_a_request_knows_its_devices_and_numbers_of_threads(tmp_path):
-    request = RunRequest(
-        builtin_recipes()["copier-quick"], tmp_path, Generated("a star"), Edit("grayscale"), tmp_path
-    )
+    pictures = {"a": Generated("a star"), "b": Edit("grayscale")}
+    request = RunRequest(builtin_recipes()["copier-quick"], tmp_path, pictures, tmp_path)
     with pytest.raises(UnknownName, match=r"'gpu'; did you mean 'cpu'"):
         replace(request, device="gpu")
     with pytest.raises(BadInput, match="threads is 0"):
         replace(request, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pictures": {"a": Generated("x")}}, "'b' of the recipe are missing: add --pictures b=PATH"),
+        ({"pictures": {"a": Edit("blur"), "b": Edit("blur")}}, "'a' are originals: an edit cannot"),
+        ({"pictures": {"a": Generated("x"), "b": Generated("x")}}, "'b' are those of 'a'.*differ in every"),
+        ({"pictures": {"a": Generated("x"), "b": Edit("blur"), "c": Edit("blur")}}, "set of pictures.*'c'"),
+        ({"loras": {"look": Path("look.safetensors")}}, "LoRA of the recipe.*'look'"),
+    ],
+)
+def test_a_request_gives_just_what_the_recipe_asks_for(tmp_path, changes, message):
+    given = {"pictures": {"a": Generated("a star"), "b": Edit("grayscale")}, **changes}
+    with pytest.raises(BadInput, match=message):
+        RunRequest(builtin_recipes()["copier-quick"], tmp_path, out=tmp_path, **given)
+
+
+def test_a_request_without_the_lora_that_the_recipe_starts_from_is_refused(tmp_path):
+    stages = (FileStage("look"), TrainStage("lora", "b", base=(BaseLora("look"),)))
+    recipe = Recipe("r", "R", stages, "lora")
+    pictures = {"a": Generated("a star"), "b": Edit("grayscale")}
+    with pytest.raises(BadInput, match="'look' of the recipe is missing: add --lora look=FILE"):
+        RunRequest(recipe, tmp_path, pictures, tmp_path)
+    assert RunRequest(recipe, tmp_path, pictures, tmp_path, loras={"look": tmp_path / "x"}).edits == (
+        Edit("grayscale"),
+    )
+
+
+def test_a_folder_stands_for_its_pictures_by_name(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt", "c.webp"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "d.png").mkdir()
+    assert [path.name for path in PictureFiles.at(tmp_path).paths] == ["a.jpg", "b.PNG", "c.webp"]
+    assert PictureFiles.at(tmp_path / "none.png").paths == (tmp_path / "none.png",)
+    with pytest.raises(BadInput, match="holds no picture: put PNG"):
+        PictureFiles.at(tmp_path / "d.png")
 
 
 def test_a_failing_observer_is_told_of_once_and_never_ends_a_stage(caplog):

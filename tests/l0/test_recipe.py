@@ -14,13 +14,16 @@ from copier.codec import builtin_recipes
 from copier.errors import BadInput, UnknownName
 from copier.fields import FIELDS
 from copier.recipe import (
+    PAIR,
     BaseLora,
     CaptionPolicy,
     CaptionSpec,
+    CombineStage,
     DifferenceStage,
     EvaluateStage,
     GateStage,
     Optimiser,
+    PictureSet,
     RankMethod,
     RankPolicy,
     Recipe,
@@ -30,6 +33,7 @@ from copier.recipe import (
     Trainer,
     TrainingSpec,
     TrainStage,
+    WeightedLora,
     with_control,
 )
 
@@ -39,7 +43,11 @@ SPECS: dict[str, type[Any]] = {
     if issubclass(cls, Spec) and cls is not Spec
 }
 LEAST: dict[str, dict[str, Any]] = {
+    "PictureSet": {"name": "a"},
     "BaseLora": {"lora": "copier"},
+    "WeightedLora": {"lora": "copier"},
+    "FileStage": {"name": "look"},
+    "CombineStage": {"name": "lora", "terms": (WeightedLora("a"), WeightedLora("b"))},
     "TrainStage": {"name": "copier", "pictures": "a"},
     "GateStage": {"name": "gate", "lora": "copier", "prompts": ("p",)},
     "DifferenceStage": {"name": "lora", "minuend": "b", "subtrahend": "a"},
@@ -58,6 +66,11 @@ def least(spec: str, /, **changes: Any) -> Any:
 def graph(*stages: Any, result: str = "copier") -> Recipe:
     """A recipe of a copier and ``stages``."""
     return Recipe("r", "R", (TrainStage("copier", "a"), *stages), result)
+
+
+def sets(*pictures: PictureSet) -> Recipe:
+    """A recipe of a copier with these sets of pictures."""
+    return Recipe("r", "R", (TrainStage("copier", "a"),), "copier", pictures=pictures)
 
 
 def test_the_field_table_has_every_field_of_every_spec_and_no_other():
@@ -161,13 +174,20 @@ def test_fields_that_contradict_each_other_are_refused(make, message):
         (lambda: graph(GateStage("gate", "copier", ("p",)), ResizeStage("x", "gate")), "'gate' makes none"),
         (lambda: graph(result="copyer"), "recipe's result"),
         (lambda: graph(GateStage("gate", "copier", ("p",)), result="gate"), "makes no LoRA"),
-        (lambda: graph(TrainStage("x", "c")), "side of the pairs 'c'"),
+        (lambda: graph(TrainStage("x", "c")), "set of pictures .needed by 'x'. 'c'"),
         (lambda: graph(TrainStage("../x", "b")), "name '../x': use letters"),
         (lambda: graph(TrainStage("a", "b")), "name 'a', which means something else"),
         (lambda: graph(TrainStage("training", "b")), "'training', which means"),
         (lambda: graph(TrainStage("gate", "b")), "'gate', which means"),
         (lambda: Recipe("a/b", "R", (TrainStage("copier", "a"),), "copier"), "recipe's name is 'a/b'"),
         (lambda: Recipe("r", "R", (), "copier"), "stages is empty"),
+        (lambda: graph(EvaluateStage("e", "copier", ("p",), pictures="a")), "changed set of pictures.*'a'"),
+        (lambda: graph(CombineStage("sum", (WeightedLora("none"),))), "'none'"),
+        (lambda: sets(PictureSet("b", of="a"), PictureSet("a")), "earlier set of originals.*'b'.*'a'"),
+        (lambda: sets(*PAIR, PictureSet("c", of="b")), "earlier set of originals.*'c'.*'b'"),
+        (lambda: sets(*PAIR, PictureSet("a")), "two sets of pictures have the name 'a'"),
+        (lambda: sets(*PAIR, PictureSet("../c")), "called '../c'"),
+        (lambda: sets(*PAIR, PictureSet("copier")), "name 'copier', which means something else"),
     ],
 )
 def test_graphs_that_cannot_run_are_refused(make, message):
@@ -304,6 +324,8 @@ def test_a_control_takes_no_name_that_is_in_use():
 
 def test_a_recipe_that_trains_nothing_on_b_has_no_control():
     with pytest.raises(BadInput, match="trains nothing on B"):
+        with_control(graph(EvaluateStage("evaluate", "copier", ("p",))))
+    with pytest.raises(BadInput, match="measures nothing"):
         with_control(graph())
 
 

@@ -48,9 +48,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     recipe = load_recipe("copier-quick-pocket")
     for value in ("evaluate.weights=[-1, 1]", "copier.training.steps=200", "lora.training.steps=120"):
         recipe = with_value(recipe, value)
-    request = RunRequest(
-        recipe, checkpoint_path(), ORIGINAL, Edit("grayscale"), folder / "out", device="cpu"
-    )
+    pictures = {"a": ORIGINAL, "b": Edit("grayscale")}
+    request = RunRequest(recipe, checkpoint_path(), pictures, folder / "out", device="cpu")
     return execute([request], Settings(folder / "data"), control=True)
 
 
@@ -99,7 +98,7 @@ def test_base_and_copier_draw_the_original_whatever_the_prompt(outcome: Outcome)
 def test_with_the_copier_at_weight_zero_the_gate_is_one(outcome: Outcome) -> None:
     entries = outcome.runs[0].entries
     base = load_stack(entries["gate.base"].path(weight_folder(0.0)))
-    ideal = load_stack(entries["gate"].path("ideal"))[0]
+    ideal = load_stack(entries["gate"].path("ideal"))
     assert gate(base, base, ideal).median == pytest.approx(1.0)
 
 

@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pipeline_fake import FakeWorker, execute, make_plan, make_request
+from pipeline_fake import FakeWorker, every_kind_there_is, execute, make_plan, make_request
 
 from copier import writepoints
 from copier.pipeline import results, stages
@@ -77,7 +77,7 @@ class Operations:
 def run(question: dict[str, Any]) -> dict[str, Any]:
     """One run, in this process."""
     folder = Path(question["folder"])
-    request = make_request(folder)
+    request = make_request(folder, recipe=every_kind_there_is())
     os.environ["COPIER_KILL_AT"] = question.get("kill_at", "")
     kind, number = question.get("kill_in", ("", 0))
     of_kind = [stage.name for stage in make_plan(request).stages if stage.kind == kind]

@@ -28,8 +28,10 @@ from copier.pocket.scenes import random_scene, render
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 from copier.recipe import (
     BaseLora,
+    CombineStage,
     DifferenceStage,
     EvaluateStage,
+    FileStage,
     GateStage,
     Optimiser,
     RankPolicy,
@@ -37,9 +39,10 @@ from copier.recipe import (
     ResizeStage,
     TrainingSpec,
     TrainStage,
+    WeightedLora,
     with_control,
 )
-from copier.request import Edit, Generated, RunRequest
+from copier.request import Edit, Generated, RunRequest, Source
 from copier.training.protocol import (
     PicturesResult,
     ReconstructRequest,
@@ -151,7 +154,7 @@ def _written(folder: Path, pictures: Sequence[np.ndarray]) -> tuple[Path, ...]:
 
 
 def every_kind(training: TrainingSpec = TRAINING) -> Recipe:
-    """A small recipe, with its control, in which every kind of stage occurs."""
+    """A small recipe, with its control, in which every kind of stage of the built-in recipes occurs."""
     on_copier = (BaseLora("copier", 1.0),)
     common = {"prompts": PROMPTS, "sampling_steps": 2}
     recipe = Recipe(
@@ -172,16 +175,41 @@ def every_kind(training: TrainingSpec = TRAINING) -> Recipe:
     return with_control(recipe)
 
 
+def every_kind_there_is() -> Recipe:
+    """``every_kind``, and a sum with a LoRA that a file brings."""
+    recipe = every_kind()
+    terms = (WeightedLora("lora", 1.0), WeightedLora("look", 0.25))
+    more = (FileStage("look"), CombineStage("mixture", terms, RankPolicy(rank=4)))
+    return replace(recipe, stages=(*recipe.stages, *more), result="mixture")
+
+
+def given(request: RunRequest, **pictures: Source) -> RunRequest:
+    """``request`` with other pictures."""
+    return replace(request, pictures={**request.pictures, **pictures})
+
+
 def make_request(folder: Path, **changes: Any) -> RunRequest:
-    """A request for ``every_kind`` on a generated original, with a "checkpoint" in ``folder``."""
+    """A request for ``every_kind`` on a generated original, with a "checkpoint" in ``folder``.
+
+    ``a`` and ``b`` change its pictures, the others its fields.
+    """
+    pictures = {"a": Generated("an orange cross", seed=5, steps=2, size=SIDE), "b": Edit("grayscale")}
+    pictures |= {name: changes.pop(name) for name in ("a", "b") if name in changes}
+    recipe = changes.setdefault("recipe", every_kind())
+    loras = {name: folder / f"{name}.safetensors" for name in recipe.files}
+    for seed, path in enumerate(loras.values()):
+        if not path.exists():
+            weights = random_lora(seed, 2)
+            described = network_metadata(weights, name=path.stem, family=Family.SD1)
+            write_lora(path, weights, described, dtype="fp32")
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
         checkpoint.write_bytes(b"weights")
     request = RunRequest(
-        recipe=every_kind(),
+        recipe=recipe,
         checkpoint=checkpoint,
-        a=Generated("an orange cross", seed=5, steps=2, size=SIDE),
-        b=Edit("grayscale"),
+        pictures=pictures,
+        loras=loras,
         out=folder / "out",
     )
     return replace(request, **changes)

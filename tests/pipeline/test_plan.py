@@ -10,7 +10,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from pipeline_fake import TRAINING, FakeWorker, digests, every_kind, execute, make_plan, make_request
+from pipeline_fake import (
+    TRAINING,
+    FakeWorker,
+    digests,
+    every_kind,
+    every_kind_there_is,
+    execute,
+    given,
+    make_plan,
+    make_request,
+)
 
 from copier.codec import builtin_recipes, with_value
 from copier.digest import file_digest
@@ -30,7 +40,7 @@ from copier.recipe import (
     TrainStage,
     with_control,
 )
-from copier.request import Edit, Generated, PictureFile, RunRequest
+from copier.request import Edit, Generated, PictureFiles, RunRequest
 
 HERE = Path(__file__).parent
 
@@ -94,7 +104,7 @@ def with_training(request: RunRequest, stage: str, **changes: object) -> RunRequ
 
 
 def test_a_plan_lists_every_stage_after_what_it_needs(tmp_path):
-    planned = make_plan(make_request(tmp_path))
+    planned = make_plan(make_request(tmp_path, recipe=every_kind_there_is()))
     seen: set[str] = set()
     for stage in planned.stages:
         assert set(stage.needs.values()) <= seen
@@ -115,7 +125,7 @@ from copier.recipe import with_control
 from copier.request import Edit, Generated, RunRequest
 checkpoint = Path(sys.argv[1])
 recipe = with_control(builtin_recipes()["copier-quick-pocket"])
-request = RunRequest(recipe, checkpoint, Generated("x"), Edit("outline"), checkpoint)
+request = RunRequest(recipe, checkpoint, {"a": Generated("x"), "b": Edit("outline")}, checkpoint)
 print(json.dumps({stage.name: stage.key for stage in plan(request, file_digest).stages}))
 assert "torch" not in sys.modules
 """
@@ -210,7 +220,7 @@ def test_another_checkpoint_changes_every_key(tmp_path):
 @pytest.mark.parametrize("name", sorted(builtin_recipes()))
 def test_a_second_edit_reuses_the_copier_its_gate_and_the_bases_pictures(tmp_path, name):
     request = make_request(tmp_path, recipe=with_control(builtin_recipes()[name]))
-    moved = changed(request, replace(request, b=Edit("outline")))
+    moved = changed(request, given(request, b=Edit("outline")))
     kept = set(keys(request)) - moved
     assert {"a", "copier", "gate", "gate.base", "gate.pictures", "evaluate.base"} <= kept
     assert moved == downstream(request, "b")
@@ -219,26 +229,27 @@ def test_a_second_edit_reuses_the_copier_its_gate_and_the_bases_pictures(tmp_pat
 
 def test_the_parameters_of_an_edit_count_and_its_defaults_are_numbers_like_others(tmp_path):
     request = make_request(tmp_path, b=Edit("outline"))
-    assert changed(request, replace(request, b=Edit("outline", {"width": 3}))) == set()
-    assert "b" in changed(request, replace(request, b=Edit("outline", {"width": 5})))
+    assert changed(request, given(request, b=Edit("outline", {"width": 3}))) == set()
+    assert "b" in changed(request, given(request, b=Edit("outline", {"width": 5})))
     with pytest.raises(BadInput, match="'outlin'"):
-        make_plan(replace(request, b=Edit("outlin")))
+        make_plan(given(request, b=Edit("outlin")))
 
 
 def test_pictures_count_by_their_content_wherever_they_lie(tmp_path):
     for name, content in (("one.png", b"A"), ("two.png", b"A"), ("three.png", b"B")):
         (tmp_path / name).write_bytes(content)
-    one, two, three = (PictureFile(tmp_path / f"{name}.png") for name in ("one", "two", "three"))
+    one, two, three = (PictureFiles((tmp_path / f"{name}.png",)) for name in ("one", "two", "three"))
     request = make_request(tmp_path, a=one, b=three)
-    assert changed(request, replace(request, a=two)) == set()
-    assert changed(request, replace(request, b=one)) == downstream(request, "b")
-    assert "copier" in changed(request, replace(request, a=three))
+    assert changed(request, given(request, a=two)) == set()
+    assert changed(request, given(request, b=one)) == downstream(request, "b")
+    assert "copier" in changed(request, given(request, a=three))
 
 
 def test_caption_files_count_where_captions_come_from_files(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(name.encode())
-    request = make_request(tmp_path, a=PictureFile(tmp_path / "a.png"), b=PictureFile(tmp_path / "b.png"))
+    a, b = (PictureFiles((tmp_path / name,)) for name in ("a.png", "b.png"))
+    request = make_request(tmp_path, a=a, b=b)
     files = {"captions": CaptionSpec(CaptionPolicy.FILES)}
     tagged = with_training(with_training(request, "copier", **files), "wide", **files)
     before, plain = keys(tagged), keys(request)
@@ -338,7 +349,7 @@ def test_reasons_only_name_what_is_long(finished, tmp_path):
 def test_reasons_compare_with_the_stored_stage_that_is_most_alike(finished):
     """After a run of another edit, the nearest is still the earlier run of this one."""
     data, request, _ = finished
-    execute(replace(request, b=Edit("outline")), data, FakeWorker())
+    execute(given(request, b=Edit("outline")), data, FakeWorker())
     told = reasons(with_training(request, "wide", learning_rate=5e-4), data)
     assert told["wide"] == "changed: learning_rate 0.001 -> 0.0005"
 

@@ -17,6 +17,7 @@ from pipeline_fake import (
     digests,
     every_kind,
     execute,
+    given,
     make_plan,
     make_request,
 )
@@ -26,7 +27,7 @@ from copier.codec import with_value
 from copier.errors import BadPicture, Cancelled, TrainingFailed
 from copier.images.effects import apply_effect
 from copier.ops.lora_file import read_lora
-from copier.pipeline.files import LORA, LOSSES, PICTURE, load_picture
+from copier.pipeline.files import LORA, LOSSES, load_picture, load_set, picture_paths
 from copier.pipeline.runner import run
 from copier.pipeline.stages import rank_arguments
 from copier.pipeline.store import RECORD, StageStore
@@ -41,7 +42,7 @@ from copier.recipe import (
     TrainStage,
     with_control,
 )
-from copier.request import Edit, PictureFile
+from copier.request import Edit, PictureFiles
 
 
 def names(folder: Path) -> list[str]:
@@ -49,10 +50,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "stages").iterdir())
 
 
-def picture(path: Path, value: int, side: int = SIDE) -> PictureFile:
+def picture(path: Path, value: int, side: int = SIDE) -> PictureFiles:
     """A plain picture of one value."""
     Image.new("RGB", (side, side), (value, 10, 200)).save(path)
-    return PictureFile(path)
+    return PictureFiles((path,))
 
 
 def refuse(call: str) -> None:
@@ -92,10 +93,10 @@ def test_every_request_says_what_the_recipe_says(tmp_path):
     second = asked["train wide"]
     assert second.training == TRAINING
     assert second.base == ((done.entries["copier"].path(LORA), 1.0),)
-    assert second.pictures == (done.entries["b"].path(PICTURE),)
+    assert second.pictures == tuple(picture_paths(done.entries["b"]))
     assert asked["train control"].base == asked["train copier"].base == ()
     assert asked["train control"].pictures == second.pictures
-    assert asked["train copier"].pictures == (done.entries["a"].path(PICTURE),)
+    assert asked["train copier"].pictures == tuple(picture_paths(done.entries["a"]))
     both = asked["sample second.pictures"].loras
     assert both == ((done.entries["copier"].path(LORA), 1.0), (done.entries["wide"].path(LORA), 1.0))
     weights = [one.loras[0][1] for one in worker.requests if one.stage == "evaluate.lora"]
@@ -109,9 +110,9 @@ def test_every_request_says_what_the_recipe_says(tmp_path):
 
 def test_b_is_the_edit_of_a_and_the_sum_and_the_result_are_what_the_algebra_says(finished):
     _, _, done = finished
-    with Image.open(done.entries["a"].path(PICTURE)) as a:
+    with Image.open(picture_paths(done.entries["a"])[0]) as a:
         edited = np.asarray(apply_effect(a, "grayscale", {}), dtype=np.float32) / 255
-    np.testing.assert_array_equal(load_picture(done.entries["b"].path(PICTURE)), edited)
+    np.testing.assert_array_equal(load_set(done.entries["b"]), edited[None])
     loras = {n: read_lora(done.entries[n].path(LORA)).weights for n in ("copier", "wide", "sum", "lora")}
     exact = combine([(loras["wide"], 1.0), (loras["copier"], -0.5)])
     for module, delta in exact.items():
@@ -199,7 +200,7 @@ def test_a_second_edit_trains_no_copier(tmp_path):
     request = make_request(tmp_path)
     execute(request, tmp_path / "data", FakeWorker())
     worker = FakeWorker()
-    execute(replace(request, b=Edit("outline")), tmp_path / "data", worker)
+    execute(given(request, b=Edit("outline")), tmp_path / "data", worker)
     trained = [call for call in worker.calls if call.startswith("train")]
     assert trained == ["train wide", "train control"]
 
@@ -302,7 +303,7 @@ def test_pictures_that_are_brought_are_used_as_they_are(tmp_path):
     worker = FakeWorker()
     done = execute(make_request(tmp_path, a=a, b=b), tmp_path / "data", worker)
     assert "sample a" not in worker.calls
-    np.testing.assert_array_equal(load_picture(done.entries["b"].path(PICTURE)), load_picture(b.path))
+    np.testing.assert_array_equal(load_set(done.entries["b"])[0], load_picture(b.paths[0]))
     record = done.entries["evaluate"].record.outcome["lora"][0]
     assert set(record) == {"weight", "magnitude", "consistency"}
     # Without a known edit there is nothing to reconstruct for a ceiling.
@@ -337,7 +338,7 @@ def test_captions_from_files_reach_the_trainer(tmp_path):
     execute(
         make_request(tmp_path, a=a, b=b, recipe=recipe), tmp_path / "data", worker, observer=events.append
     )
-    empty = f"trains with an empty caption: there is no caption file {tmp_path / 'second.txt'}"
+    empty = f"trains with an empty caption: there is no text in a caption file {tmp_path / 'second.txt'}"
     assert [one.stage for one in events if one.message == empty] == ["wide", "control"]
     captions = {one.stage: one.captions for one in worker.requests if hasattr(one, "captions")}
     assert captions == {"copier": ("a cat, sitting",), "wide": ("",), "control": ("",)}

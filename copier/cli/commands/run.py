@@ -6,14 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copier.cli.parser import Commands, assignment, positive, seed
+from copier.cli.parser import Commands, assignment, named_path, positive, seed
 from copier.cli.session import Answer, Session
 from copier.cli.text import number, stage_table, table
 from copier.errors import BadInput
 
 if TYPE_CHECKING:
     from copier.app.service import Outcome
-    from copier.request import RunRequest
+    from copier.recipe import Recipe
+    from copier.request import RunRequest, Source
+
+_ORIGINAL = "give either --a FILE, or --a-prompt TEXT to have it drawn"
+_CHANGED = "give either --b FILE, or --edit NAME to have it made from A"
 
 
 def register(commands: Commands) -> None:
@@ -24,7 +28,9 @@ def register(commands: Commands) -> None:
         """
         Train a LoRA from a pair of pictures that differ in one thing. Use it for your own edit; `copier
         recipes` lists the recipes. A is a picture file or drawn from a prompt; B is a file or A with a
-        built-in edit (`copier edit --list`). Stages that were made before are reused, so a run that was
+        built-in edit (`copier edit --list`). Two folders make a paired set: as many pictures in each, of
+        the same names. A recipe file may have other sets of pictures (--pictures) and start from LoRA
+        files (--lora). Stages that were made before are reused, so a run that was
         stopped goes on where it was; --dry-run shows which, and why, and writes nothing.
         """,
         (
@@ -32,17 +38,18 @@ def register(commands: Commands) -> None:
             "run copier-quick --set trainer=builtin --checkpoint model.safetensors --a a.png --b b.png",
             "run copier-quick-pocket --a a.png --edit outline --edit-set width=5 --control --dry-run",
             "run difference-svd-pocket --a a.png --b b.png --set training.steps=400 --set lora.ranks.rank=4",
+            "run my-recipe.json --a plain/ --b lettered/ --lora look=look.safetensors",
         ),
         _run,
         checkpoint=True,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a recipe's .json file")
     pair = parser.add_argument_group("the pair (one of --a, --a-prompt; one of --b, --edit)")
-    pair.add_argument("--a", type=Path, metavar="FILE", help="the original, a picture file")
+    pair.add_argument("--a", type=Path, metavar="PATH", help="the original, a picture file, or a folder")
     pair.add_argument("--a-prompt", metavar="TEXT", help="let the checkpoint draw the original")
     pair.add_argument("--a-seed", type=seed, metavar="N", help="seed of the drawn original (default: 1)")
     pair.add_argument("--a-size", type=int, metavar="PX", help="its side (default: the recipe's resolution)")
-    pair.add_argument("--b", type=Path, metavar="FILE", help="the original with your edit")
+    pair.add_argument("--b", type=Path, metavar="PATH", help="the original with your edit, or a folder")
     pair.add_argument("--edit", metavar="NAME", help="make B from A by a built-in edit")
     pair.add_argument(
         "--edit-set",
@@ -50,6 +57,22 @@ def register(commands: Commands) -> None:
         action="append",
         metavar="K=V",
         help="a parameter of the edit; may be repeated",
+    )
+    pair.add_argument(
+        "--pictures",
+        type=named_path,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="file or folder of another set of the recipe; may be repeated",
+    )
+    pair.add_argument(
+        "--lora",
+        type=named_path,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="LoRA file that the recipe starts from; may be repeated",
     )
     pair.add_argument(
         "--captions", type=Path, metavar="DIR", help="caption files, for recipes that read them"
@@ -131,47 +154,67 @@ def execute(
 
 
 def _check_choice(arguments: argparse.Namespace) -> None:
+    """Refuse options of the pair that exclude each other."""
     a, b = arguments.a is not None, arguments.b is not None
     prompt, edit = arguments.a_prompt is not None, arguments.edit is not None
-    if a == prompt:
-        what = "both --a and --a-prompt are given" if a else "the original A is missing"
-        raise BadInput(f"{what}: give either --a FILE, or --a-prompt TEXT to have it drawn")
-    if b == edit:
-        what = "both --b and --edit are given" if b else "the changed picture B is missing"
-        raise BadInput(f"{what}: give either --b FILE, or --edit NAME to have it made from A")
-    if a and (arguments.a_seed is not None or arguments.a_size is not None):
+    if a and prompt:
+        raise BadInput(f"both --a and --a-prompt are given: {_ORIGINAL}")
+    if b and edit:
+        raise BadInput(f"both --b and --edit are given: {_CHANGED}")
+    if not prompt and (arguments.a_seed is not None or arguments.a_size is not None):
         raise BadInput("--a-seed and --a-size belong to --a-prompt, but A is a file: leave them out")
-    if b and arguments.edit_set:
+    if not edit and arguments.edit_set:
         raise BadInput("--edit-set belongs to --edit, but B is a file: leave it out")
+    for option, values in (("--pictures", arguments.pictures), ("--lora", arguments.lora)):
+        names = [name for name, _ in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise BadInput(f"{option} {name}=... is given twice: give it once")
 
 
 def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
     from copier.codec import load_recipe, with_value
-    from copier.request import Edit, Generated, PictureFile, RunRequest
+    from copier.request import RunRequest
 
     recipe = load_recipe(arguments.recipe)
     for one in arguments.set:
         recipe = with_value(recipe, one)
-    a: PictureFile | Generated
-    if arguments.a is not None:
-        a = PictureFile(arguments.a)
-    else:
-        drawn_seed = 1 if arguments.a_seed is None else arguments.a_seed
-        a = Generated(arguments.a_prompt, drawn_seed, size=arguments.a_size or 0)
-    b: PictureFile | Edit = Edit(arguments.edit or "", dict(arguments.edit_set or ()))
-    if arguments.b is not None:
-        b = PictureFile(arguments.b)
     return RunRequest(
         recipe=recipe,
         checkpoint=session.checkpoint(),
-        a=a,
-        b=b,
+        pictures=_pictures(arguments, recipe),
+        loras=dict(arguments.lora),
         out=arguments.out,
         title=arguments.title,
         device=arguments.device,
         threads=arguments.threads,
         captions=arguments.captions,
     )
+
+
+def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source]:
+    """Where each of the recipe's sets comes from; --edit makes the changed sets that have no files."""
+    from copier.request import Edit, Generated, PictureFiles
+
+    paths = dict(arguments.pictures)
+    for name in ("a", "b"):
+        path = getattr(arguments, name)
+        if path is not None and name in paths:
+            raise BadInput(f"both --{name} and --pictures {name}=... are given: give one")
+        if path is not None:
+            paths[name] = path
+    pictures: dict[str, Source] = {name: PictureFiles.at(path) for name, path in paths.items()}
+    if arguments.a_prompt is not None:
+        drawn_seed = 1 if arguments.a_seed is None else arguments.a_seed
+        pictures["a"] = Generated(arguments.a_prompt, drawn_seed, size=arguments.a_size or 0)
+    for one in recipe.changed if arguments.edit is not None else ():
+        pictures.setdefault(one.name, Edit(arguments.edit, dict(arguments.edit_set or ())))
+    wanted = {one.name for one in recipe.pictures}
+    if "a" in wanted - set(pictures):
+        raise BadInput(f"the original A is missing: {_ORIGINAL}")
+    if "b" in wanted - set(pictures):
+        raise BadInput(f"the changed picture B is missing: {_CHANGED}")
+    return pictures
 
 
 def _preview_text(data: dict[str, Any]) -> str:

@@ -1,0 +1,213 @@
+"""Recipes of other shapes than one pair are data: several originals, base LoRAs from files, two data sets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipeline_fake import PROMPTS, SIDE, FakeWorker, execute, execute_and_publish, random_lora
+
+from copier.algebra.arithmetic import combine
+from copier.algebra.truncation import RankRule, truncate_all
+from copier.checkpoint.family import Family
+from copier.codec import recipe_from_json
+from copier.ops.lora_file import network_metadata, read_lora, write_lora
+from copier.pipeline.files import LORA, load_set
+from copier.pipeline.results import PROVENANCE_KEY, publish_run
+from copier.recipe import Recipe, with_control
+from copier.request import Edit, PictureFiles, RunRequest, Source
+
+TRAINING = {"steps": 2, "rank": 2, "resolution": 0, "optimiser": "adamw"}
+MEASURED = {"prompts": list(PROMPTS), "seeds": [11], "sampling_steps": 2}
+
+
+def train(name: str, pictures: str, *base: str, **training: Any) -> dict[str, Any]:
+    """The JSON of a training."""
+    on = [{"lora": one} for one in base]
+    trained = {**TRAINING, **training}
+    return {"kind": "train", "name": name, "pictures": pictures, "base": on, "training": trained}
+
+
+def recipe(stages: list[dict[str, Any]], result: str, *pictures: dict[str, str]) -> Recipe:
+    """A recipe from the JSON of its stages; without ``pictures`` of one pair."""
+    data = {"format": "copier-recipe", "version": 1, "name": "mine", "title": "Mine", "result": result}
+    sets = {"pictures": list(pictures)} if pictures else {}
+    return recipe_from_json(json.loads(json.dumps({**data, **sets, "stages": stages})))
+
+
+SEVERAL = recipe(
+    [
+        train("copier-1", "a1"),
+        {"kind": "gate", "name": "gate-1", "lora": "copier-1", "pictures": "a1", **MEASURED},
+        train("lora-1", "b1", "copier-1"),
+        train("copier-2", "a2"),
+        {"kind": "gate", "name": "gate-2", "lora": "copier-2", "pictures": "a2", **MEASURED},
+        train("lora-2", "b2", "copier-2"),
+        {
+            "kind": "combine",
+            "name": "mean",
+            "terms": [{"lora": "lora-1", "weight": 0.5}, {"lora": "lora-2", "weight": 0.5}],
+            "ranks": {"method": "exact"},
+        },
+        {"kind": "resize", "name": "lora", "lora": "mean", "ranks": {"rank": 1}},
+        {"kind": "evaluate", "name": "evaluate", "lora": "lora", "pictures": "b1", **MEASURED},
+    ],
+    "lora",
+    {"name": "a1"},
+    {"name": "b1", "of": "a1"},
+    {"name": "a2"},
+    {"name": "b2", "of": "a2"},
+)
+
+PAIRED_ON_A_LOOK = recipe(
+    [
+        {"kind": "file", "name": "look"},
+        train("copier", "a", "look"),
+        {
+            "kind": "gate",
+            "name": "gate",
+            "lora": "copier",
+            "base": [{"lora": "look"}],
+            **MEASURED,
+        },
+        train("lora", "b", "look", "copier"),
+        {
+            "kind": "gate",
+            "name": "second",
+            "lora": "lora",
+            "pictures": "b",
+            "base": [{"lora": "look"}, {"lora": "copier"}],
+            **MEASURED,
+        },
+        {"kind": "evaluate", "name": "evaluate", "lora": "lora", **MEASURED},
+    ],
+    "lora",
+)
+
+TWO_SETS = recipe(
+    [
+        train("style", "screenshots", captions={"policy": "files"}),
+        train("subject", "renders", "style", captions={"policy": "files"}),
+    ],
+    "subject",
+    {"name": "screenshots"},
+    {"name": "renders"},
+)
+
+
+def pictures(folder: Path, *values: int, side: int = SIDE) -> PictureFiles:
+    """Plain pictures 1.png, 2.png, ... of those values in a new folder."""
+    folder.mkdir()
+    for number, value in enumerate(values, start=1):
+        Image.new("RGB", (side, side), (value, 10, 200)).save(folder / f"{number}.png")
+    return PictureFiles.at(folder)
+
+
+def request(folder: Path, what: Recipe, given: dict[str, Source], **loras: Path) -> RunRequest:
+    """A request with a "checkpoint" in ``folder``."""
+    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint.write_bytes(b"weights")
+    return RunRequest(what, checkpoint, given, folder / "out", loras=loras)
+
+
+def test_several_originals_are_averaged_and_each_has_its_gate(tmp_path):
+    given = {
+        "a1": pictures(tmp_path / "one", 30),
+        "b1": Edit("grayscale"),
+        "a2": pictures(tmp_path / "two", 90),
+        "b2": Edit("grayscale"),
+    }
+    asked = request(tmp_path, with_control(SEVERAL), given)
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    first, second, mean, final = (
+        read_lora(done.entries[name].path(LORA)).weights for name in ("lora-1", "lora-2", "mean", "lora")
+    )
+    whole = combine([(first, 0.5), (second, 0.5)])
+    best = truncate_all(whole, lambda name, delta: RankRule(rank=1)).lora
+    for name in whole:
+        torch.testing.assert_close(mean[name].dense(), whole[name].dense(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(final[name].dense(), best[name].dense(), rtol=1e-4, atol=1e-5)
+    trained = {one.stage: one for one in worker.requests if hasattr(one, "training")}
+    assert trained["lora-2"].base == ((done.entries["copier-2"].path(LORA), 1.0),)
+    assert trained["control"].pictures == trained["lora-1"].pictures
+    gray = load_set(done.entries["b2"])
+    np.testing.assert_array_equal(gray[..., 0], gray[..., 2])
+    files = execute_and_publish(asked, tmp_path / "data", FakeWorker())
+    told = json.loads((asked.out / "report.json").read_text(encoding="utf-8"))
+    labels = [check["label"] for check in told["checks"]]
+    assert {"Gate 'gate-1': median distance", "Gate 'gate-2': median distance"} <= set(labels)
+    assert files["lora"].name == "grayscale.safetensors"
+    assert {"a1.png", "a2.png", "grayscale-b1.png", "grayscale-b2.png", "copier-2.safetensors"} <= {
+        path.name for path in asked.out.iterdir()
+    }
+
+
+def test_a_paired_set_is_trained_on_a_lora_from_a_file(tmp_path):
+    look = tmp_path / "look.safetensors"
+    weights = random_lora(5, 2)
+    write_lora(look, weights, network_metadata(weights, name="look", family=Family.SD1), dtype="fp32")
+    a = pictures(tmp_path / "plain", 30, 60, 90)
+    given = {"a": a, "b": pictures(tmp_path / "lettered", 130, 160, 190)}
+    asked = request(tmp_path, PAIRED_ON_A_LOOK, given, look=look)
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    trained = {one.stage: one for one in worker.requests if hasattr(one, "training")}
+    merged = [path for path, _ in trained["lora"].base]
+    assert merged == [done.entries["look"].path(LORA), done.entries["copier"].path(LORA)]
+    assert merged[0].read_bytes() == look.read_bytes()
+    assert load_set(done.entries["a"]).shape == (3, SIDE, SIDE, 3)
+    assert len(trained["copier"].pictures) == len(trained["lora"].pictures) == 3
+    # All of a set is decoded and encoded, and a hand edit is measured on base + look + copier.
+    rebuilt = {one.stage: len(one.pictures) for one in worker.requests if not hasattr(one, "steps")}
+    assert rebuilt["gate"] == rebuilt["second"] == 3
+    assert [one for one, _ in done.plan.draws["evaluate.original"].loras] == ["look", "copier"]
+    published = execute_and_publish(asked, tmp_path / "data", FakeWorker())
+    names = {path.name for path in asked.out.iterdir()}
+    assert {"a-1.png", "a-2.png", "a-3.png", "mine-b-3.png", "mine.safetensors"} <= names
+    assert "look.safetensors" not in names
+    origin = json.loads(read_lora(published["lora"]).metadata[PROVENANCE_KEY])
+    assert len(origin["pictures_sha256"]["b"]) == 3 and set(origin["loras"]) == {"look", "copier"}
+    told = json.loads((asked.out / "report.json").read_text(encoding="utf-8"))
+    (note,) = told["notes"]
+    assert note.endswith("the first one is shown: a has 3 pictures, b has 3 pictures.")
+
+
+def test_two_data_sets_have_captions_of_their_own(tmp_path):
+    given = {
+        "screenshots": pictures(tmp_path / "screenshots", 30, 60),
+        "renders": pictures(tmp_path / "renders", 130, side=2 * SIDE),
+    }
+    (tmp_path / "screenshots" / "2.txt").write_text("a street")
+    (tmp_path / "renders" / "1.txt").write_text("white background")
+    asked = request(tmp_path, TWO_SETS, given)
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    assert [one.captions for one in worker.requests] == [("", "a street"), ("white background",)]
+    assert [path for path, _ in worker.requests[1].base] == [done.entries["style"].path(LORA)]
+    asked.out.mkdir()
+    assert publish_run(done)["subject"].name == "mine.safetensors"
+
+
+@pytest.mark.parametrize("name", ["copier-1", "lora-2"])
+def test_another_picture_of_one_pair_leaves_the_others_trainings_alone(tmp_path, name):
+    given = {
+        "a1": pictures(tmp_path / "one", 30),
+        "b1": Edit("grayscale"),
+        "a2": pictures(tmp_path / "two", 90),
+        "b2": Edit("grayscale"),
+    }
+    asked = request(tmp_path, SEVERAL, given)
+    before = execute(asked, tmp_path / "data", FakeWorker())
+    number = name[-1]
+    moved = {**given, f"a{number}": pictures(tmp_path / "other", 150)}
+    after = execute(replace(asked, pictures=moved), tmp_path / "data", FakeWorker())
+    made = {one.stage.name for one in after.stages if not one.reused and one.stage.kind == "train"}
+    assert made == {f"copier-{number}", f"lora-{number}"}
+    assert len(before.stages) == len(after.stages)
