@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from pipeline_fake import PROMPTS, SIDE, FakeWorker, execute, execute_and_publis
 from copier.algebra.arithmetic import combine
 from copier.algebra.truncation import RankRule, truncate_all
 from copier.checkpoint.family import Family
-from copier.codec import recipe_from_json
+from copier.codec import recipe_from_json, recipe_from_text
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
 from copier.pipeline.files import LORA, load_set
 from copier.pipeline.results import PROVENANCE_KEY, publish_run
-from copier.recipe import Recipe, with_control
+from copier.recipe import STAGE_KINDS, Recipe, with_control
 from copier.request import Edit, PictureFiles, RunRequest, Source
 
 TRAINING = {"steps": 2, "rank": 2, "resolution": 0, "optimiser": "adamw"}
@@ -193,6 +194,15 @@ def test_two_data_sets_have_captions_of_their_own(tmp_path):
     assert [path for path, _ in worker.requests[1].base] == [done.entries["style"].path(LORA)]
     asked.out.mkdir()
     assert publish_run(done)["subject"].name == "mine.safetensors"
+
+
+def test_the_example_of_the_docs_is_a_recipe():
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    found = recipe_from_text(example, "docs/recipes.md")
+    assert [one.name for one in found.changed] == ["b1", "b2"]
+    for kind in STAGE_KINDS:
+        assert f"| `{kind}` |" in text
 
 
 @pytest.mark.parametrize("name", ["copier-1", "lora-2"])
