@@ -378,6 +378,11 @@ class Recipe(Spec):
             raise UnknownName("stage (the recipe's result)", self.result, seen)
         if not isinstance(seen[self.result], LORA_STAGES):
             raise BadInput(f"the recipe's result {self.result!r} is a stage that makes no LoRA")
+        if isinstance(seen[self.result], FileStage):
+            raise BadInput(
+                f"the recipe's result {self.result!r} is the LoRA file itself: name a stage that makes a "
+                "LoRA; `copier evaluate` measures a file"
+            )
         self._check_prompts()
 
     def _check_pictures(self) -> None:
@@ -387,6 +392,8 @@ class Recipe(Spec):
         for one in self.pictures:
             if not _NAME.fullmatch(one.name):
                 raise BadInput(f"a set of pictures is called {one.name!r}: use letters, digits, '-' and '_'")
+            if one.name.casefold() == "sheet":
+                raise BadInput("a set of pictures is called 'sheet', like the report's: choose another name")
             if one.name in names:
                 raise BadInput(f"two sets of pictures have the name {one.name!r}: give each its own")
             if one.of and one.of not in originals:
@@ -479,7 +486,7 @@ def with_control(recipe: Recipe) -> Recipe:
     """
     if not any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
         raise BadInput(f"the recipe {recipe.name!r} measures nothing: a control would stand alone")
-    names = {stage.name for stage in recipe.stages}
+    names = {stage.name for stage in recipe.stages} | {one.name for one in recipe.pictures}
     controls: dict[str, TrainStage] = {}
     stages: list[StageSpec] = []
     for stage in recipe.stages:

@@ -35,14 +35,18 @@ class PictureFiles:
         """The file ``path``, or where it is a folder the PNG, JPEG and WebP files in it, by their names.
 
         Raises:
-            BadInput: a folder without any.
+            BadInput: a folder without any, or with two of one name.
         """
         if not path.is_dir():
             return cls((path,))
         found = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file()]
         if not found:
             raise BadInput(f"the folder {path} holds no picture: put PNG, JPEG or WebP files into it")
-        return cls(tuple(sorted(found)))
+        stems = [file.stem for file in found]
+        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if twice:
+            raise BadInput(f"the folder {path} holds several pictures called {twice[0]!r}: leave one of them")
+        return cls(tuple(sorted(found, key=lambda file: file.stem)))
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def _gate(outcome: Outcome) -> Json | None:
                 spec = one.stage.spec
                 gates.append({
                     "stage": one.stage.name,
+                    "lora": spec.lora,
                     **{name: record[name] for name in ("median", "within", "count", "passed")},
                     "median_limit": spec.median_limit,
                     "single_limit": spec.single_limit,

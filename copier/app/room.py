@@ -40,9 +40,7 @@ def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = 
     total = 0
     for stage in recipe.stages:
         if isinstance(stage, FileStage):
-            tensors = given[stage.name].tensors
-            downs = [info.shape[0] for name, info in tensors.items() if name.endswith(_DOWN) and info.shape]
-            ranks[stage.name] = max(downs, default=0)
+            ranks[stage.name] = largest_rank(given[stage.name])
             total += given[stage.name].file_size
             continue
         if isinstance(stage, TrainStage):
@@ -59,6 +57,12 @@ def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = 
         ranks[stage.name] = rank
         total += rank * _numbers(checkpoint, conv=conv, text=text) * _BYTES
     return total
+
+
+def largest_rank(lora: Header) -> int:
+    """The largest rank of a module in a LoRA file."""
+    downs = [info.shape for name, info in lora.tensors.items() if name.endswith(_DOWN)]
+    return max((shape[0] for shape in downs if shape), default=0)
 
 
 def check_room(folder: Path, option: str = "--out", *, loras: int = 0) -> None:

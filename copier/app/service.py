@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from copier.app.room import check_room, lora_room
+from copier.app.room import check_room, largest_rank, lora_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.fit import require_lora_fits
@@ -20,6 +20,7 @@ from copier.evaluation.report import ReportFiles
 from copier.fields import check_text
 from copier.images.effects import apply_effect, check_edit
 from copier.images.pairs import check_pair, check_same_names, check_size, read_picture
+from copier.ops.lora_file import read_lora
 from copier.pipeline import results
 from copier.pipeline.plan import caption_files, original_side, plan, read_captions
 from copier.pipeline.runner import FinishedRun, StageState, run, states
@@ -80,6 +81,10 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
     given = {name: read_header(path) for name, path in request.loras.items()}
     for name, header in given.items():
         check_lora(request.loras[name], header, checkpoint)
+        with _naming(request.loras[name]):
+            read_lora(request.loras[name])
+    _check_starts(request, given)
+    _check_out(request)
     check_folders(request.out, settings, loras=seeds * lora_room(request.recipe, checkpoint, given))
 
 
@@ -162,6 +167,8 @@ def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:
             f"the recipe {request.recipe.name!r} measures nothing, so there is nothing to repeat with "
             f"{seeds} seeds: leave out --seeds"
         )
+    if seeds > 1 and not any(request.recipe.trainings()):
+        raise BadInput(f"the recipe {request.recipe.name!r} trains nothing: leave out --seeds")
     return tuple(replace(request, recipe=reseeded(request.recipe, offset)) for offset in range(1, seeds))
 
 
@@ -197,8 +204,15 @@ def check_checkpoint(path: Path) -> Header:
 
 def check_lora(path: Path, lora: Header, checkpoint: Header) -> None:
     """Raise ``BadInput`` unless the LoRA at ``path`` fits the checkpoint; the message has its name."""
-    try:
+    with _naming(path):
         require_lora_fits(lora, checkpoint)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Bad input within is said of that file."""
+    try:
+        yield
     except BadInput as error:
         raise type(error)(f"{path.name}: {error}") from error
 
@@ -292,6 +306,31 @@ def _check_pictures(request: RunRequest) -> None:
     for stage in request.recipe.trainings():
         generated = isinstance(request.pictures[stage.pictures], Generated)
         _check_resolution(stage, sizes[stage.pictures], generated=generated)
+
+
+def _check_starts(request: RunRequest, given: Mapping[str, Header]) -> None:
+    """Refuse LoRA files of a higher rank than the training that starts from them."""
+    for stage in request.recipe.trainings():
+        if stage.start not in given:
+            continue
+        rank = largest_rank(given[stage.start])
+        limit = max(stage.training.rank, stage.training.conv_rank)
+        if rank > limit:
+            raise BadInput(
+                f"{request.loras[stage.start].name} has rank {rank}, and the training {stage.name!r}, which "
+                f"starts from it, has {limit}: raise its rank, or resize the LoRA first"
+            )
+
+
+def _check_out(request: RunRequest) -> None:
+    """Refuse an output folder from which a set's pictures come: what a run writes would join the set."""
+    for name, source in request.pictures.items():
+        if not isinstance(source, PictureFiles) or len(source.paths) == 1:
+            continue
+        if request.out.resolve() in {path.parent.resolve() for path in source.paths}:
+            raise BadInput(
+                f"the output folder {request.out} holds the pictures {name!r}: choose another with --out"
+            )
 
 
 def _size_of_all(source: PictureFiles) -> tuple[int, int]:

@@ -20,7 +20,7 @@ IDEAL = "ideal"
 
 def picture_name(number: int) -> str:
     """Name of a picture of a set's stage; the numbers begin with 1."""
-    return f"picture-{number:04d}.png"
+    return f"picture-{number:06d}.png"
 
 
 def picture_paths(entry: Entry) -> list[Path]:

@@ -133,7 +133,8 @@ def plan(request: RunRequest, digest: Callable[[Path], str]) -> Plan:
     builder = _Builder(request, digest)
     for pictures in request.recipe.pictures:
         builder.pictures(pictures)
-    for stage in request.recipe.stages:
+    # LoRA files first: a damaged one costs no training.
+    for stage in sorted(request.recipe.stages, key=lambda stage: not isinstance(stage, FileStage)):
         builder.add(stage)
     changed = tuple(one.name for one in request.recipe.changed)
     return Plan(tuple(builder.stages.values()), builder.draws, changed, builder.checkpoint)
@@ -264,9 +265,10 @@ class _Builder:
         self._put(stage.name, "evaluate", numbers, needs, stage)
 
     def _copier(self, original: str) -> GateStage | None:
-        """The gate of the LoRA that draws the set ``original``; None in a recipe without one."""
+        """The gate, planned already, of the LoRA that draws the set ``original``; None without one."""
         gates = (stage for stage in self.request.recipe.stages if isinstance(stage, GateStage))
-        return next((gate for gate in gates if gate.pictures == original), None)
+        planned = (gate for gate in gates if gate.name in self.stages)
+        return next((gate for gate in planned if gate.pictures == original), None)
 
     def _draw(
         self,

@@ -28,7 +28,7 @@ from copier.evaluation.report_data import (
     Strip,
 )
 from copier.images.effects import EFFECTS
-from copier.pipeline.files import LOSSES, load_set, plain_pictures, strip_pictures
+from copier.pipeline.files import LOSSES, load_picture, picture_paths, plain_pictures, strip_pictures
 from copier.pipeline.measure import (
     closeness_result,
     gate_result,
@@ -95,7 +95,7 @@ def report_data(
     return ReportData(
         title="What changed, and nothing else",
         summary=_summary(first, len(runs)),
-        a=load_set(first.entries[original])[0],
+        a=load_picture(picture_paths(first.entries[original])[0]),
         results=tuple(results),
         a_prompt=a.prompt if isinstance(a, Generated) else "",
         recipe=first.request.recipe.title,
@@ -116,8 +116,9 @@ def report_data(
 
 
 def _evaluation(run: FinishedRun) -> EvaluateStage:
-    """What the report of a run is about: its first evaluation."""
-    return next(stage for stage in run.request.recipe.stages if isinstance(stage, EvaluateStage))
+    """What the report of a run is about: the evaluation of its result, else the first."""
+    found = [stage for stage in run.request.recipe.stages if isinstance(stage, EvaluateStage)]
+    return next((stage for stage in found if stage.lora == run.request.recipe.result), found[0])
 
 
 def _excess(gate: GateReport) -> float:
@@ -127,11 +128,20 @@ def _excess(gate: GateReport) -> float:
 
 def _notes(run: FinishedRun) -> tuple[str, ...]:
     """What the report does not show of the run's pictures."""
-    counts = {one.name: len(load_set(run.entries[one.name])) for one in run.request.recipe.pictures}
+    notes = []
+    counts = {one.name: len(picture_paths(run.entries[one.name])) for one in run.request.recipe.pictures}
     several = [f"{name} has {count} pictures" for name, count in counts.items() if count > 1]
-    if not several:
-        return ()
-    return (f"Of every set of pictures the first one is shown: {', '.join(several)}.",)
+    if several:
+        notes.append(f"Of every set of pictures the first one is shown: {', '.join(several)}.")
+    shown = _evaluation(run)
+    others = [
+        stage.name
+        for stage in run.request.recipe.stages
+        if isinstance(stage, EvaluateStage) and stage is not shown
+    ]
+    if others:
+        notes.append(f"The evaluation {shown.name!r} is shown; there are others: {', '.join(others)}.")
+    return tuple(notes)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -215,7 +225,7 @@ def _result(
     repeats: Sequence[FinishedRun],
     shared: Collection[str],
 ) -> Result:
-    stage = next(stage for stage in run.plan.stages if stage.kind == "evaluate")
+    stage = run.plan[_evaluation(run).name]
     request, pictures = run.request, _evaluation(run).pictures
     applied = request.edit_of(pictures)
     strip = _strip(run, stage, "lora", "LoRA")
@@ -227,7 +237,7 @@ def _result(
     return Result(
         name=name,
         title=request.title or (EFFECTS[applied.name].label if applied else "B"),
-        b=load_set(run.entries[pictures])[0],
+        b=load_picture(picture_paths(run.entries[pictures])[0]),
         draws=_draws(run.plan.draws[stage.needs["base"]]),
         base=base,
         strip=strip,
@@ -315,12 +325,13 @@ def seed_table(runs: Sequence[FinishedRun]) -> SeedTable:
 
 def _main_figures(run: FinishedRun) -> dict[str, tuple[float | None, float | None]]:
     """The LoRA's and the control's, by label; None where there is none."""
-    outcomes = {stage.kind: run.entries[stage.name].record.outcome for stage in run.plan.stages}
-    labels = {"gate": "Gate: median distance", "closeness": "B on base + copier: median distance"}
-    figures: dict[str, tuple[float | None, float | None]] = {
-        label: (outcomes[kind]["median"], None) for kind, label in labels.items() if kind in outcomes
-    }
-    stage = next(stage for stage in run.plan.stages if stage.kind == "evaluate")
+    figures: dict[str, tuple[float | None, float | None]] = {}
+    for kind, label in (("gate", "Gate"), ("closeness", "B on base + copier")):
+        found = [stage.name for stage in run.plan.stages if stage.kind == kind]
+        for name in found:
+            what = label if len(found) == 1 else f"{label} {name!r}"
+            figures[f"{what}: median distance"] = (run.entries[name].record.outcome["median"], None)
+    stage = run.plan[_evaluation(run).name]
     lora, control = (
         strip_figures(run.request, run.plan, run.entries, stage, run.entries[stage.name].folder, role)
         if role in stage.needs

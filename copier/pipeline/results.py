@@ -171,7 +171,9 @@ def publish_run(run: FinishedRun) -> dict[str, Path]:
         for one in run.stages:
             if one.stage.kind != "file" and one.entry.path(LORA).is_file():
                 name = _lora_name(run, one.stage.name, stem)
-                final = scratch / f"{name}.safetensors"
+                # In a folder of its own: two stages' files may have one name, and are published side by side.
+                final = scratch / one.stage.name / f"{name}.safetensors"
+                final.parent.mkdir()
                 _write_final(run, one.stage, final)
                 published[one.stage.name] = publish(final, out / final.name, same=_same_origin)
         recipe = scratch / f"{stem}-recipe.json"

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from copier.errors import BadPicture
+from copier.digest import file_digest
+from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import Picture, apply_effect, to_array
 from copier.images.pairs import check_pair, check_size, read_picture
@@ -180,13 +181,18 @@ def _save(context: Context, images: Sequence[Image.Image]) -> Json:
 
 
 def take_over_lora(context: Context) -> Json:
-    """Copy the user's LoRA file, after reading all of it."""
+    """Copy the user's LoRA file, and read all of the copy.
+
+    Raises:
+        BadInput: the file is no longer the one that was planned.
+    """
     assert isinstance(context.stage.spec, FileStage)
-    source = context.request.loras[context.stage.name]
-    modules = len(read_lora(source).weights)
+    source, copy = context.request.loras[context.stage.name], context.folder / LORA
     write_point("lora-write")
-    shutil.copyfile(source, context.folder / LORA)
-    return {"modules": modules}
+    shutil.copyfile(source, copy)
+    if file_digest(copy) != context.stage.ingredients["file"]:
+        raise BadInput(f"{source} was changed while the run began: run the same command again")
+    return {"modules": len(read_lora(copy).weights)}
 
 
 def train(context: Context) -> Json:

@@ -9,15 +9,24 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from copier.app import room, service
 from copier.app.demo import DIFFERENCE_RECIPE, EDIT, RECIPE, SECOND_EDIT, demo_requests
 from copier.app.settings import Settings, default_data_folder
+from copier.checkpoint.writer import write_tensors
 from copier.codec import load_recipe, with_value
 from copier.errors import BadInput, BadPicture, Cancelled
 from copier.pipeline.plan import plan
 from copier.progress import CancelToken
-from copier.recipe import FileStage, with_control
+from copier.recipe import (
+    EvaluateStage,
+    FileStage,
+    ResizeStage,
+    TrainingSpec,
+    TrainStage,
+    with_control,
+)
 from copier.request import Edit, Generated, PictureFiles, RunRequest, Source
 
 
@@ -242,6 +251,38 @@ def test_paired_sets_that_are_none_are_refused(
     with pytest.raises(BadPicture, match=message):
         service.check(given(request_, a=a, b=b), Settings(folder / "data"))
     assert doubles.tree(folder) == before
+
+
+def test_the_output_folder_is_none_from_which_pictures_come(
+    folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    a = folder_of(folder / "many", doubles, ("1.png", 64, 1), ("2.png", 64, 2))
+    request = given(replace(request_, out=folder / "many" / "."), a=a)
+    with pytest.raises(BadInput, match="holds the pictures 'a': choose another"):
+        service.check(request, Settings(folder / "data"))
+
+
+def test_a_lora_of_a_higher_rank_is_no_start_and_one_of_no_numbers_is_refused(
+    folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    path = doubles.write_small_lora(folder / "look.safetensors", rank=5)
+    start = TrainStage("more", "b", start="look", training=TrainingSpec(rank=4, resolution=0))
+    recipe = replace(request_.recipe, stages=(FileStage("look"), *request_.recipe.stages, start))
+    request = replace(request_, recipe=recipe, loras={"look": path})
+    with pytest.raises(BadInput, match=r"look\.safetensors has rank 5.*'more'.*has 4"):
+        service.check(request, Settings(folder / "data"))
+    nothing = {f"{doubles.BLOCK}proj_in.lora_{side}.weight": torch.full(shape, torch.nan)
+               for side, shape in (("up", (8, 1, 1, 1)), ("down", (1, 8, 1, 1)))}  # fmt: skip
+    write_tensors(folder / "nan.safetensors", nothing)
+    with pytest.raises(BadInput, match=r"nan\.safetensors: .*NaN or infinite"):
+        service.check(replace(request, loras={"look": folder / "nan.safetensors"}), Settings(folder / "data"))
+
+
+def test_seeds_need_a_training(request_: RunRequest) -> None:
+    stages = (FileStage("look"), ResizeStage("lora", "look"), EvaluateStage("evaluate", "lora", ("p",)))
+    recipe = replace(request_.recipe, stages=stages, result="lora")
+    with pytest.raises(BadInput, match="trains nothing: leave out --seeds"):
+        service.repetitions(replace(request_, recipe=recipe, loras={"look": Path("x")}), 2)
 
 
 def test_a_lora_that_the_recipe_starts_from_must_fit_the_checkpoint(

@@ -104,11 +104,15 @@ def test_a_request_without_the_lora_that_the_recipe_starts_from_is_refused(tmp_p
 def test_a_folder_stands_for_its_pictures_by_name(tmp_path):
     for name in ("b.PNG", "a.jpg", "notes.txt", "c.webp"):
         (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a.v2.png").write_bytes(b"x")
     (tmp_path / "d.png").mkdir()
-    assert [path.name for path in PictureFiles.at(tmp_path).paths] == ["a.jpg", "b.PNG", "c.webp"]
+    assert [path.name for path in PictureFiles.at(tmp_path).paths] == ["a.jpg", "a.v2.png", "b.PNG", "c.webp"]
     assert PictureFiles.at(tmp_path / "none.png").paths == (tmp_path / "none.png",)
     with pytest.raises(BadInput, match="holds no picture: put PNG"):
         PictureFiles.at(tmp_path / "d.png")
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(BadInput, match="several pictures called 'a'"):
+        PictureFiles.at(tmp_path)
 
 
 def test_a_failing_observer_is_told_of_once_and_never_ends_a_stage(caplog):

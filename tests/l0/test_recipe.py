@@ -21,6 +21,7 @@ from copier.recipe import (
     CombineStage,
     DifferenceStage,
     EvaluateStage,
+    FileStage,
     GateStage,
     Optimiser,
     PictureSet,
@@ -187,6 +188,8 @@ def test_fields_that_contradict_each_other_are_refused(make, message):
         (lambda: sets(*PAIR, PictureSet("c", of="b")), "earlier set of originals.*'c'.*'b'"),
         (lambda: sets(*PAIR, PictureSet("a")), "two sets of pictures have the name 'a'"),
         (lambda: sets(*PAIR, PictureSet("../c")), "called '../c'"),
+        (lambda: sets(*PAIR, PictureSet("Sheet")), "called 'sheet', like the report's"),
+        (lambda: graph(FileStage("look"), result="look"), "'look' is the LoRA file itself"),
         (lambda: sets(*PAIR, PictureSet("copier")), "name 'copier', which means something else"),
     ],
 )

@@ -18,10 +18,17 @@ from copier.algebra.arithmetic import combine
 from copier.algebra.truncation import RankRule, truncate_all
 from copier.checkpoint.family import Family
 from copier.codec import recipe_from_json, recipe_from_text
+from copier.digest import file_digest
+from copier.errors import BadInput
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
 from copier.pipeline.files import LORA, load_set
+from copier.pipeline.plan import plan
+from copier.pipeline.reporting import report_data, seed_table
 from copier.pipeline.results import PROVENANCE_KEY, publish_run
-from copier.recipe import STAGE_KINDS, Recipe, with_control
+from copier.pipeline.runner import run
+from copier.pipeline.store import StageStore
+from copier.progress import CancelToken, ignore
+from copier.recipe import STAGE_KINDS, EvaluateStage, Recipe, with_control
 from copier.request import Edit, PictureFiles, RunRequest, Source
 
 TRAINING = {"steps": 2, "rank": 2, "resolution": 0, "optimiser": "adamw"}
@@ -221,3 +228,58 @@ def test_another_picture_of_one_pair_leaves_the_others_trainings_alone(tmp_path,
     made = {one.stage.name for one in after.stages if not one.reused and one.stage.kind == "train"}
     assert made == {f"copier-{number}", f"lora-{number}"}
     assert len(before.stages) == len(after.stages)
+
+
+def test_a_gate_after_the_evaluation_does_not_tell_which_lora_is_the_copier(tmp_path):
+    stages = list(PAIRED_ON_A_LOOK.stages)
+    late = replace(PAIRED_ON_A_LOOK, stages=(*(s for s in stages if s.name != "gate"), stages[2]))
+    given = {"a": pictures(tmp_path / "one", 30), "b": pictures(tmp_path / "two", 90)}
+    planned = plan(request(tmp_path, late, given, look=tmp_path / "checkpoint.safetensors"), file_digest)
+    assert "original" not in planned["evaluate"].needs and planned.stages[2].name == "look"
+
+
+def test_a_lora_file_that_was_changed_since_it_was_planned_is_not_stored_as_the_other(tmp_path):
+    given = {"a": pictures(tmp_path / "one", 30), "b": pictures(tmp_path / "two", 90)}
+    look = tmp_path / "look.safetensors"
+    weights = random_lora(5, 2)
+    write_lora(look, weights, network_metadata(weights, name="look", family=Family.SD1), dtype="fp32")
+    asked = request(tmp_path, PAIRED_ON_A_LOOK, given, look=look)
+    planned = plan(asked, file_digest)
+    look.write_bytes(look.read_bytes()[:-4] + b"1234")
+    store = StageStore(tmp_path / "stages")
+    with pytest.raises(BadInput, match="was changed while the run began"):
+        run(asked, planned, store, FakeWorker, ignore, CancelToken())
+    assert {entry.record.name for entry in store.entries()} == {"a", "b"}
+
+
+def test_the_report_is_about_the_result_and_names_other_evaluations_and_gates(tmp_path):
+    first = EvaluateStage("early", "lora-1", PROMPTS, pictures="b1", seeds=(11,), sampling_steps=2)
+    what = replace(SEVERAL, stages=(*SEVERAL.stages[:3], first, *SEVERAL.stages[3:]))
+    given = {
+        "a1": pictures(tmp_path / "one", 30),
+        "b1": Edit("grayscale"),
+        "a2": pictures(tmp_path / "two", 90),
+        "b2": Edit("grayscale"),
+    }
+    asked = request(tmp_path, what, given)
+    done = execute(asked, tmp_path / "data", FakeWorker())
+    told = report_data([done], [{}])
+    assert told.notes == ("The evaluation 'evaluate' is shown; there are others: early.",)
+    shown = told.results[0].strip.figures.at(1.0).effect
+    assert shown == pytest.approx(done.entries["evaluate"].record.outcome["lora"][3]["effect"])
+    labels = [row.label for row in seed_table([done, done]).rows]
+    assert labels[:2] == ["Gate 'gate-1': median distance", "Gate 'gate-2': median distance"]
+
+
+def test_two_stages_whose_files_would_have_one_name_are_published_side_by_side(tmp_path):
+    stages = [train("grayscale-m", "a"), train("m", "b"), train("lora", "b", "grayscale-m")]
+    given = {"a": pictures(tmp_path / "one", 30), "b": Edit("grayscale")}
+    asked = request(tmp_path, recipe(stages, "lora"), given)
+    asked.out.mkdir()
+    published = publish_run(execute(asked, tmp_path / "data", FakeWorker()))
+    names = {name: path.name for name, path in published.items() if path.suffix == ".safetensors"}
+    assert names == {
+        "grayscale-m": "grayscale-m.safetensors",
+        "m": "grayscale-m-2.safetensors",
+        "lora": "grayscale.safetensors",
+    }

@@ -148,7 +148,7 @@ def execute(
     if data["gate"] is not None and not data["gate"]["passed"]:
         session.note(
             "the copier did not pass its gate: it does not draw A every time, so more than the "
-            "difference was learnt; give it more steps (--set copier.training.steps=...)"
+            f"difference was learnt; give it more steps (--set {data['gate']['lora']}.training.steps=...)"
         )
     return Answer(data, outcome_text(data))
 
@@ -205,10 +205,19 @@ def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source
             paths[name] = path
     pictures: dict[str, Source] = {name: PictureFiles.at(path) for name, path in paths.items()}
     if arguments.a_prompt is not None:
+        if "a" in paths:
+            raise BadInput("both --a-prompt and --pictures a=... are given: give one")
         drawn_seed = 1 if arguments.a_seed is None else arguments.a_seed
         pictures["a"] = Generated(arguments.a_prompt, drawn_seed, size=arguments.a_size or 0)
-    for one in recipe.changed if arguments.edit is not None else ():
-        pictures.setdefault(one.name, Edit(arguments.edit, dict(arguments.edit_set or ())))
+    if arguments.edit is not None:
+        open_sets = [one.name for one in recipe.changed if one.name not in pictures]
+        if not open_sets:
+            raise BadInput(
+                "--edit has nothing to do: every changed set of the recipe has files, or there is none; "
+                "leave out --edit"
+            )
+        for name in open_sets:
+            pictures[name] = Edit(arguments.edit, dict(arguments.edit_set or ()))
     wanted = {one.name for one in recipe.pictures}
     if "a" in wanted - set(pictures):
         raise BadInput(f"the original A is missing: {_ORIGINAL}")
