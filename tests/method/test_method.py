@@ -46,7 +46,7 @@ def assert_the_change_alone(lora: Measured, control: Measured) -> None:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("method")
     recipe = load_recipe("copier-quick-pocket")
-    for value in ("evaluate.weights=[-1, 1]", "copier.training.steps=200", "lora.training.steps=120"):
+    for value in ("evaluate.weights=[-1, 1]", "copier.training.steps=200", "lora.training.steps=100"):
         recipe = with_value(recipe, value)
     pictures = {"a": ORIGINAL, "b": Edit("grayscale")}
     request = RunRequest(recipe, checkpoint_path(), pictures, folder / "out", device="cpu")
