@@ -246,6 +246,11 @@ class GateStage(Spec):
     share: float = 0.875
 
     @property
+    def merged(self) -> tuple[tuple[str, float], ...]:
+        """The stages whose LoRAs its pictures are drawn with, and their weights: base LoRAs, then its own."""
+        return (*((base.lora, base.multiplier) for base in self.base), (self.lora, 1.0))
+
+    @property
     def references(self) -> tuple[str, ...]:
         """The stages whose LoRAs it needs."""
         return (*(base.lora for base in self.base), self.lora)

@@ -228,8 +228,7 @@ class _Builder:
     def _gate(self, stage: GateStage) -> None:
         original = self.request.recipe.original_of(stage.pictures)
         common = _common_draws(stage, (1.0, stage.guidance), original or stage.pictures)
-        loras = (*((base.lora, base.multiplier) for base in stage.base), (stage.lora, 1.0))
-        drawn = self._draw(f"{stage.name}.pictures", common, loras=loras)
+        drawn = self._draw(f"{stage.name}.pictures", common, loras=stage.merged)
         limits = {
             "median_limit": stage.median_limit,
             "single_limit": stage.single_limit,
@@ -257,8 +256,9 @@ class _Builder:
         if edit is None and copier is not None:
             # What the edit makes of other pictures is not known: it is measured on A, which the copier draws.
             name, weights = f"{stage.name}.original", tuple(sorted({0.0, *stage.weights}))
-            beneath = (*((base.lora, base.multiplier) for base in copier.base), (copier.lora, 1.0))
-            needs["original"] = self._draw(name, common, loras=beneath, strip=stage.lora, weights=weights)
+            needs["original"] = self._draw(
+                name, common, loras=copier.merged, strip=stage.lora, weights=weights
+            )
         numbers: dict[str, Any] = {**self.model, "floor": stage.floor}
         if edit is not None:
             numbers |= _edit_numbers(edit)

@@ -102,7 +102,9 @@ def report_data(
         checkpoint=first.request.checkpoint.name,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         program=program(),
-        gate=max(gates.values(), key=_excess, default=None),
+        gate=max(
+            gates.values(), key=lambda one: _excess(one.result.median, one.spec.median_limit), default=None
+        ),
         losses=_losses(first, shared),
         stages=_lines(everything),
         seconds=sum(run.seconds for run in everything),
@@ -121,9 +123,9 @@ def _evaluation(run: FinishedRun) -> EvaluateStage:
     return next((stage for stage in found if stage.lora == run.request.recipe.result), found[0])
 
 
-def _excess(gate: GateReport) -> float:
-    """The gate's median in units of its limit."""
-    return gate.result.median / max(gate.spec.median_limit, 1e-6)
+def _excess(median: float, limit: float) -> float:
+    """A median in units of its limit."""
+    return median / max(limit, 1e-6)
 
 
 def _notes(run: FinishedRun) -> tuple[str, ...]:
@@ -214,7 +216,7 @@ def _closeness(run: FinishedRun) -> ClosenessReport | None:
                 pictures=plain_pictures(done[stage.needs["pictures"]]),
                 limit=stage.spec.median_limit,
             )
-            found.append((one.result.median / max(stage.spec.median_limit, 1e-6), one))
+            found.append((_excess(one.result.median, stage.spec.median_limit), one))
     return max(found, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 

@@ -117,6 +117,16 @@ def pictures(folder: Path, *values: int, side: int = SIDE) -> PictureFiles:
     return PictureFiles.at(folder)
 
 
+def two_originals(folder: Path) -> dict[str, Source]:
+    """The pictures of ``SEVERAL``."""
+    return {
+        "a1": pictures(folder / "one", 30),
+        "b1": Edit("grayscale"),
+        "a2": pictures(folder / "two", 90),
+        "b2": Edit("grayscale"),
+    }
+
+
 def request(folder: Path, what: Recipe, given: dict[str, Source], **loras: Path) -> RunRequest:
     """A request with a "checkpoint" in ``folder``."""
     checkpoint = folder / "checkpoint.safetensors"
@@ -125,12 +135,7 @@ def request(folder: Path, what: Recipe, given: dict[str, Source], **loras: Path)
 
 
 def test_several_originals_are_averaged_and_each_has_its_gate(tmp_path):
-    given = {
-        "a1": pictures(tmp_path / "one", 30),
-        "b1": Edit("grayscale"),
-        "a2": pictures(tmp_path / "two", 90),
-        "b2": Edit("grayscale"),
-    }
+    given = two_originals(tmp_path)
     asked = request(tmp_path, with_control(SEVERAL), given)
     worker = FakeWorker()
     done = execute(asked, tmp_path / "data", worker)
@@ -214,12 +219,7 @@ def test_the_example_of_the_docs_is_a_recipe():
 
 @pytest.mark.parametrize("name", ["copier-1", "lora-2"])
 def test_another_picture_of_one_pair_leaves_the_others_trainings_alone(tmp_path, name):
-    given = {
-        "a1": pictures(tmp_path / "one", 30),
-        "b1": Edit("grayscale"),
-        "a2": pictures(tmp_path / "two", 90),
-        "b2": Edit("grayscale"),
-    }
+    given = two_originals(tmp_path)
     asked = request(tmp_path, SEVERAL, given)
     before = execute(asked, tmp_path / "data", FakeWorker())
     number = name[-1]
@@ -255,12 +255,7 @@ def test_a_lora_file_that_was_changed_since_it_was_planned_is_not_stored_as_the_
 def test_the_report_is_about_the_result_and_names_other_evaluations_and_gates(tmp_path):
     first = EvaluateStage("early", "lora-1", PROMPTS, pictures="b1", seeds=(11,), sampling_steps=2)
     what = replace(SEVERAL, stages=(*SEVERAL.stages[:3], first, *SEVERAL.stages[3:]))
-    given = {
-        "a1": pictures(tmp_path / "one", 30),
-        "b1": Edit("grayscale"),
-        "a2": pictures(tmp_path / "two", 90),
-        "b2": Edit("grayscale"),
-    }
+    given = two_originals(tmp_path)
     asked = request(tmp_path, what, given)
     done = execute(asked, tmp_path / "data", FakeWorker())
     told = report_data([done], [{}])
