@@ -127,6 +127,9 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
         BadInput: a value is outside the dtype's range; the message names ``name``, value and limit.
     """
     result = tensor.to(dtype)
+    limit = torch.finfo(dtype).max
+    if tensor.numel() == 0 or bool((torch.stack(torch.aminmax(tensor.detach())).abs() <= limit).all()):
+        return result
     lost = ~torch.isfinite(result.float())
     if not bool(lost.any()) or not bool((lost & torch.isfinite(tensor.double())).any()):
         return result

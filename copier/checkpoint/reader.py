@@ -82,6 +82,15 @@ class TensorReader:
         self._fill(data.numpy().data, info.start)
         return data.view(dtype).reshape(info.shape)
 
+    def read_into(self, view: memoryview, key: str, start: int) -> None:
+        """Fill ``view`` with the bytes of the tensor ``key`` from its byte ``start`` on.
+
+        Raises:
+            UnknownName: no such key.
+            BadCheckpoint: the file has shrunk since it was opened.
+        """
+        self._fill(view, self.info(key).start + start)
+
     def raw(self, key: str) -> Iterator[memoryview]:
         """The bytes of the tensor ``key``, in pieces of at most ``CHUNK_BYTES``.
 

@@ -35,6 +35,9 @@ Plan = Mapping[str, tuple["torch.dtype | str", Sequence[int]]]
 SPARE_BYTES = 1 << 20
 """Left free beside the file itself: file systems need room for their own books."""
 
+WRITEBACK_BYTES = 32 << 20
+"""The disk is set to work whenever so much was written, so that the final flush finds little left."""
+
 
 class TensorWriter:
     """A safetensors file in the making; a context manager that commits when its block ends.
@@ -62,6 +65,7 @@ class TensorWriter:
         self._infos = _lay_out(plan)
         self._pending = iter(self._infos.items())
         head = _encode_header(self._infos, self._metadata)
+        self._head_bytes, self._written, self._flushing = len(head), 0, 0
         self._size = len(head) + max((info.end for info in self._infos.values()), default=0)
         _refuse_existing(self.path, overwrite=overwrite)
         if not self.path.parent.is_dir():
@@ -120,6 +124,23 @@ class TensorWriter:
         if count != info.nbytes:
             raise ValueError(f"{key!r} came with {count} bytes or more, planned were {info.nbytes}")
 
+    def restate(self, metadata: Mapping[str, str]) -> None:
+        """Replace the metadata, once more is known than when the file was begun.
+
+        Raises:
+            ValueError: it needs more bytes than what was planned: plan with values of the final length.
+        """
+        checked = _checked_metadata(metadata)
+        head = _encode_header(self._infos, checked)
+        spare = self._head_bytes - len(head)
+        if spare < 0:
+            raise ValueError(f"the metadata needs {-spare} bytes more than planned")
+        (length,) = struct.unpack("<Q", head[:8])
+        self._file.seek(0)
+        self._put(struct.pack("<Q", length + spare) + head[8:] + b" " * spare)
+        self._file.seek(0, os.SEEK_END)
+        self._metadata = checked
+
     def discard(self) -> None:
         """Delete the temporary file; nothing is left. Harmless when repeated."""
         self._file.close()
@@ -142,6 +163,10 @@ class TensorWriter:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise BadInput(self._no_room(f"({error.strerror})")) from error
+        self._written += done
+        if self._written - self._flushing >= WRITEBACK_BYTES:
+            _start_writeback(self._file.fileno(), self._flushing, self._written - self._flushing)
+            self._flushing = self._written
 
     def _create(self) -> tuple[BinaryIO, Path]:
         try:
@@ -255,6 +280,13 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise BadInput(f"{str(path)!r} is a folder: give the path of the file to write")
     if path.exists() and not overwrite:
         raise BadInput(f"{str(path)!r} exists: choose another name, or allow overwriting")
+
+
+def _start_writeback(handle: int, start: int, count: int) -> None:
+    """Let Linux begin to write dirty pages; this advice starts that and does not wait for it."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, start, count, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,35 +1,57 @@
-"""Merges LoRAs into a checkpoint file, tensor by tensor."""
+"""Merges LoRAs into a checkpoint file, streamed: reading, computing and hashing run side by side."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from copier.algebra.delta import LowRankDelta, cast, merged_weight
+import torch
+
+from copier.algebra.merging import Change, add_changes, block_rows
+from copier.checkpoint.ahead import ReadAhead, Span
+from copier.checkpoint.blocks import block_weights
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
 from copier.checkpoint.family import detect
-from copier.checkpoint.fit import require_lora_fits
-from copier.checkpoint.header import ITEM_BYTES, TensorInfo, read_header
+from copier.checkpoint.fit import require_modules_fit
+from copier.checkpoint.header import ITEM_BYTES, TensorInfo
 from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.blocks import block_of
+from copier.checkpoint.targets import Target
 from copier.checkpoint.writer import TensorWriter
 from copier.digest import file_digest
 from copier.errors import BadInput
-from copier.ops.lora_file import STALE_HASHES, read_lora
+from copier.ops.lora_file import STALE_HASHES, LoraReader
 from copier.ops.report import (
     Digest,
     InputFile,
     OperationReport,
+    RankCount,
     check_weights,
-    rank_ranges,
     refuse_own_input,
 )
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
-_FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+PART_BYTES = 16 << 20
+"""Of a tensor, in memory at a time."""
 
-_Deltas = dict[str, list[tuple[LowRankDelta, float]]]
+_FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+_UNKNOWN_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """One module of one LoRA, to be added with a ratio to some rows of a tensor."""
+
+    lora: LoraReader
+    module: str
+    ratio: float
+    target: Target
 
 
 def merge(
@@ -37,6 +59,7 @@ def merge(
     loras: Sequence[tuple[str | os.PathLike[str], float]],
     out: str | os.PathLike[str],
     *,
+    blocks: Sequence[str] = (),
     dtype: str = "keep",
     device: str = "cpu",
     metadata: Mapping[str, str] | None = None,
@@ -47,72 +70,75 @@ def merge(
 ) -> OperationReport:
     """Write the checkpoint with the sum of weight * LoRA added to its weights.
 
-    One tensor is in memory at a time. Tensors that no LoRA changes are copied byte for byte
-    (with ``dtype`` fp16, bf16 or fp32 instead of "keep", all floating tensors are cast); the
-    others are computed in float32 on ``device`` and cast once. A LoRA of weight 0 changes nothing.
+    Some 16 MB of the checkpoint and one module of each LoRA are in memory at a time. Tensors that no
+    LoRA changes are copied byte for byte (with ``dtype`` fp16, bf16 or fp32 instead of "keep", all
+    floating tensors are cast); the others are computed in float32 on ``device`` and cast once. A
+    LoRA of weight 0 changes nothing. ``blocks`` has one text for all LoRAs or one for each, as
+    ``block_weights`` reads it: each module's weight is multiplied by that of its block.
     ``observer`` hears of every tensor; ``cancel`` is asked between them.
 
     Raises:
         BadInput: no such file, another family, LoRA modules that match nothing or differ in shape
-            (all are named), values that the dtype cannot hold, an output that exists (without
-            ``overwrite``) or is an input, a full disk; no file is left.
+            (all are named), block weights that the family does not have, values that the dtype cannot
+            hold, an output that exists (without ``overwrite``) or is an input, a full disk; no file
+            is left.
         BadCheckpoint: a damaged file, or a kind of LoRA that is not supported.
         Cancelled: ``cancel`` was set; no file is left.
     """
     started = time.perf_counter()
     refuse_own_input(out, [checkpoint, *(path for path, _ in loras)])
     check_weights(loras)
-    with TensorReader(checkpoint) as reader:
-        deltas = _deltas(reader, loras, device)
-        inputs = (
-            InputFile(str(checkpoint), digest(checkpoint)),
-            *(InputFile(str(path), digest(path), weight) for path, weight in loras),
-        )
-        written = {
-            **{key: text for key, text in reader.metadata.items() if key not in STALE_HASHES},
-            "copier_operation": json.dumps(
-                {"operation": "merge", "inputs": [file.named for file in inputs]}, sort_keys=True
-            ),
-            **(metadata or {}),
-        }
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(TensorReader(checkpoint))
+        opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
+        additions = _additions(reader, opened, blocks)
         plan = _plan(reader, dtype)
-        with TensorWriter(out, plan, written, overwrite=overwrite) as writer:
-            for number, (key, (name, _)) in enumerate(plan.items(), start=1):
-                if cancel is not None:
-                    cancel.check()
-                _write(reader, writer, key, name, deltas, device)
-                observer(ProgressEvent("merge", step=number, steps=len(plan)))
+        hashing = stack.enter_context(ThreadPoolExecutor(1, "digest"))
+        digests = hashing.map(digest, [checkpoint, *(path for path, _ in loras)])
+        with TensorWriter(out, plan, _metadata(reader, loras, metadata), overwrite=overwrite) as writer:
+            merger = _Merger(reader, additions, device)
+            merger.write(writer, plan, observer, cancel)
+            inputs = _inputs(checkpoint, loras, digests)
+            writer.restate(_metadata(reader, loras, metadata, inputs))
     return OperationReport(
         operation="merge",
         inputs=inputs,
         output=str(out),
-        changed=len(deltas),
-        ranks=rank_ranges(_named(deltas)),
+        changed=len(additions),
+        ranks=merger.ranks.ranges(),
         residual=0.0,
         seconds=time.perf_counter() - started,
     )
 
 
-def _deltas(
-    reader: TensorReader, loras: Sequence[tuple[str | os.PathLike[str], float]], device: str
-) -> _Deltas:
-    """LDM key -> what is added to it; every LoRA is checked before any is read."""
+def _additions(
+    reader: TensorReader, loras: Sequence[tuple[LoraReader, float]], blocks: Sequence[str]
+) -> Mapping[str, list[_Addition]]:
+    """Key -> what is added to it; all LoRAs are checked before the first tensor is read."""
     if not loras:
         raise BadInput("there is no LoRA to merge: give at least one")
-    quantised = detect(reader.header).details.get("quantised")
-    if quantised:
+    identity = detect(reader.header)
+    if quantised := identity.details.get("quantised"):
         raise BadInput(f"{reader.path.name!r} is quantised with {quantised}")
-    targets = [require_lora_fits(read_header(path), reader.header) for path, _ in loras]
-    deltas: _Deltas = {}
-    for (path, weight), keys in zip(loras, targets, strict=True):
-        if weight == 0.0:
-            continue
-        for name, delta in read_lora(path, device=device).weights.items():
-            deltas.setdefault(keys[name], []).append((delta, weight))
-    whole = [key for key in deltas if reader.info(key).dtype not in _FLOATS]
+    if len(blocks) not in (0, 1, len(loras)):
+        raise BadInput(
+            f"there are {len(blocks)} sets of block weights for {len(loras)} LoRAs: give one for all, or "
+            "one for each"
+        )
+    scales = [block_weights(text, identity.family) for text in blocks] or [{}]
+    if len(scales) == 1:
+        scales *= len(loras)
+    additions: dict[str, list[_Addition]] = {}
+    for (lora, weight), scale in zip(loras, scales, strict=True):
+        targets = require_modules_fit(lora.shapes, lora.family, reader.header)
+        for module, target in targets.items():
+            ratio = weight * scale.get(block_of(target.key), 1.0)
+            if ratio != 0.0:
+                additions.setdefault(target.key, []).append(_Addition(lora, module, ratio, target))
+    whole = [key for key in additions if reader.info(key).dtype not in _FLOATS]
     if whole:
         raise BadInput(f"{whole[0]!r} is {reader.info(whole[0]).dtype}: no LoRA can be added to it")
-    return deltas
+    return additions
 
 
 def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -128,20 +154,66 @@ def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, .
     return dict(sorted(plan.items(), key=lambda item: -ITEM_BYTES[item[1][0]]))
 
 
-def _write(
-    reader: TensorReader, writer: TensorWriter, key: str, name: str, deltas: _Deltas, device: str
-) -> None:
-    if key not in deltas and reader.info(key).dtype == name:
-        writer.write_raw(key, reader.raw(key))
-        return
-    weight = reader.tensor(key)
-    if key in deltas:
-        weight = merged_weight(weight.to(device), deltas[key])
-    writer.write(key, cast(weight, torch_dtype(name), key))
+class _Merger:
+    """Writes the tensors of a plan, part by part."""
 
+    def __init__(
+        self, reader: TensorReader, additions: Mapping[str, list[_Addition]], device: str
+    ) -> None:
+        self._reader, self._additions, self._device = reader, additions, device
+        self.modules: list[tuple[str, Delta]] = []
 
-def _named(deltas: _Deltas) -> list[tuple[str, LowRankDelta]]:
-    def prefix(key: str) -> str:
-        return "lora_te" if key.startswith("cond_stage_model.") else "lora_unet"
+    def write(
+        self,
+        writer: TensorWriter,
+        plan: Mapping[str, tuple[str, tuple[int, ...]]],
+        observer: Observer,
+        cancel: CancelToken | None,
+    ) -> None:
+        spans = {key: self._spans(key, name) for key, (name, _) in plan.items()}
+        with ReadAhead(self._reader, [span for parts in spans.values() for span in parts]) as ahead:
+            parts = iter(ahead)
+            for number, (key, (name, _)) in enumerate(plan.items(), start=1):
+                if cancel is not None:
+                    cancel.check()
+                mine = zip(spans[key], parts, strict=False)
+                writer.write_raw(key, self._written(key, name, mine))
+                observer(ProgressEvent("merge", step=number, steps=len(plan)))
 
-    return [(prefix(key), delta) for key, parts in deltas.items() for delta, _ in parts]
+    def _is_copied(self, key: str, name: str) -> bool:
+        return key not in self._additions and self._reader.info(key).dtype == name
+
+    def _spans(self, key: str, name: str) -> list[Span]:
+        """The parts in which the tensor is read; those of a changed one are whole blocks of rows."""
+        info = self._reader.info(key)
+        step = PART_BYTES
+        if key in self._additions:
+            columns = math.prod(info.shape[1:])
+            block = block_rows(columns) * columns * ITEM_BYTES[info.dtype]
+            step = block * max(1, PART_BYTES // block)
+        return [(key, start, min(start + step, info.nbytes)) for start in range(0, info.nbytes, step)]
+
+    def _written(
+        self, key: str, name: str, parts: Iterator[tuple[Span, torch.Tensor]]
+    ) -> Iterator[memoryview]:
+        """The bytes to write for the parts that were read."""
+        info = self._reader.info(key)
+        changes = [self._change(addition) for addition in self._additions.get(key, [])]
+        for (_, start, _), part in parts:
+            if not changes and info.dtype == name:
+                yield part.numpy().data
+                continue
+            weight = part.view(torch_dtype(info.dtype))
+            if changes:
+                weight = weight.view(-1, *info.shape[1:])
+            row = start // ITEM_BYTES[info.dtype] // max(1, math.prod(info.shape[1:]))
+            weight = weight.to(self._device)
+            out = torch.empty(weight.shape, dtype=torch_dtype(name), device=self._device)
+            add_changes(weight, changes, out, first_row=row, name=key)
+            yield tensor_bytes(out)
+
+    def _change(self, addition: _Addition) -> Change:
+        delta = addition.lora.delta(addition.module, device=self._device)
+        self.modules.append((addition.module, delta.rank))
+        rows = addition.target.rows
+        return Change(delta, addition.ratio, rows[0] if rows else 0)

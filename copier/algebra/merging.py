@@ -1,0 +1,86 @@
+"""Adds changes to a weight, block by block, so that what is computed stays in the processor's cache.
+
+One implementation for tensors in a file and in a loaded model: both give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from typing import Any
+from copier.algebra.delta import LowRankDelta, cast
+Delta = Any
+
+BLOCK_ELEMENTS = 1 << 19
+"""Of one block: 2 MB in float32, so that the block and the product added to it fit a cache of 4 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """ratio * delta, added to the rows of a weight from ``first_row`` on (fused q, k, v have several)."""
+
+    delta: Delta
+    ratio: float
+    first_row: int = 0
+
+
+def block_rows(columns: int) -> int:
+    """Rows of one block of a weight (rows, columns)."""
+    return max(1, BLOCK_ELEMENTS // max(1, columns))
+
+
+def add_changes(
+    weight: torch.Tensor,
+    changes: Sequence[Change],
+    out: torch.Tensor,
+    *,
+    first_row: int = 0,
+    name: str = "a weight",
+) -> None:
+    """out = weight + the sum of ratio * delta over ``changes``, in float32, cast once to out's dtype.
+
+    ``weight`` and ``out`` are (rows, ...) of one shape; they may be one tensor. Where they are only a
+    part of the weight, ``first_row``, a multiple of ``block_rows``, says where it begins. Axes of size 1
+    at a delta's end count for nothing: a 1x1 convolution may be stored as linear.
+
+    Each product is multiplied by the ratio, then by the scale, in the order of sd-scripts' merge.
+
+    Raises:
+        BadInput: a value is outside the range of out's dtype; the message has ``name``.
+    """
+    rows = weight.shape[0]
+    source, target = weight.reshape(rows, -1), out.view(rows, -1)
+    step = block_rows(source.shape[1])
+    dense = [None if isinstance(one.delta, LowRankDelta) else _flat(one.delta.dense(one.ratio)) for one in changes]
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        total = source[start:stop].to(torch.float32, copy=True)
+        for change, whole in zip(changes, dense, strict=True):
+            _add(total, change, whole, first_row + start)
+        target[start:stop] = cast(total, out.dtype, name)
+
+
+def _add(total: torch.Tensor, change: Change, whole: torch.Tensor | None, first_row: int) -> None:
+    """Add the rows of the change that ``total``, which begins at ``first_row`` of the weight, has."""
+    begin = max(first_row, change.first_row)
+    end = min(first_row + total.shape[0], change.first_row + change.delta.shape[0])
+    if begin >= end:
+        return
+    rows = slice(begin - change.first_row, end - change.first_row)
+    if whole is not None:
+        part = whole[rows]
+    else:
+        delta = change.delta
+        assert isinstance(delta, LowRankDelta)
+        part = delta.up_matrix[rows] @ delta.down_matrix
+        for factor in (change.ratio, delta.scale):
+            if factor != 1.0:
+                part *= factor
+    total[begin - first_row : end - first_row] += part
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(tensor.shape[0], -1)

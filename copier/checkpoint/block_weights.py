@@ -1,0 +1,84 @@
+"""Block weights: how strongly a LoRA acts in each block, in the notations that users know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from copier.checkpoint.family import Family
+from copier.errors import BadInput, UnknownName
+
+
+def _range(kind: str, first: int, last: int) -> tuple[str, ...]:
+    return tuple(f"{kind}{number:02d}" for number in range(first, last + 1))
+
+
+_FULL_SD1 = ("BASE", *_range("IN", 0, 11), "M00", *_range("OUT", 0, 11))
+_FULL_SDXL = ("BASE", *_range("IN", 0, 8), "M00", *_range("OUT", 0, 8))
+_ATTENTION_SD1 = ("BASE", "IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00", *_range("OUT", 3, 11))
+_ATTENTION_SDXL = ("BASE", "IN04", "IN05", "IN07", "IN08", "M00", *_range("OUT", 0, 5))
+
+VECTORS: Mapping[Family, tuple[tuple[str, ...], ...]] = MappingProxyType({
+    Family.SD1: (_ATTENTION_SD1, _FULL_SD1),
+    Family.SD2: (_ATTENTION_SD1, _FULL_SD1),
+    Family.SDXL: (_ATTENTION_SDXL, _FULL_SDXL),
+    Family.FLUX: (("BASE", *_range("DB", 0, 18), *_range("SB", 0, 37)),),
+    Family.SD3: (("BASE", *_range("JB", 0, 23)), ("BASE", *_range("JB", 0, 37))),
+})  # fmt: skip
+"""The blocks that a list of so many numbers means: of SD1 and SD2 17 or 26, of SDXL 12 or 20.
+
+The short ones name the blocks with attention, which is where a LoRA without convolutions acts.
+Source: hako-mikan/sd-webui-lora-block-weight, whose vectors users exchange.
+"""
+
+LARGEST = 100.0
+
+
+def block_weights(text: str, family: Family) -> Mapping[str, float]:
+    """What the weight of a LoRA is multiplied by, by the block's name (as ``block_of`` gives it).
+
+    Either a list of numbers, one for each block of a vector in ``VECTORS`` ("1,0,0,0.5,..."); blocks that
+    a short vector leaves out get 0. Or names ("IN04=0.5,OUT03=0"). In both, blocks that are not
+    mentioned keep 1.
+
+    Raises:
+        BadInput: a list of a length that the family does not have, or a weight that is no number
+            between -100 and 100.
+        UnknownName: a block that the family does not have.
+    """
+    vectors = VECTORS.get(family, ())
+    parts = [part.strip() for part in text.split(",")]
+    if any("=" in part for part in parts):
+        known = {*(name for vector in vectors for name in vector), "OTHER"}
+        return MappingProxyType(dict(_named(part, known) for part in parts))
+    vector = next((one for one in vectors if len(one) == len(parts)), None)
+    if vector is None:
+        lengths = " or ".join(str(len(one)) for one in vectors) or "no list at all"
+        raise BadInput(
+            f"there are {len(parts)} block weights; {family.value} has {lengths}: give as many, or name "
+            "blocks, as in IN04=0.5,OUT03=0"
+        )
+    weights = {name: 0.0 for one in vectors for name in one if len(one) > len(vector)}
+    weights.update(zip(vector, map(_number, parts), strict=True))
+    return MappingProxyType(weights)
+
+
+def _named(part: str, known: set[str]) -> tuple[str, float]:
+    name, equals, weight = part.partition("=")
+    name = name.strip().upper()
+    if not equals:
+        raise BadInput(f"the block weight {part!r} is not NAME=WEIGHT: write all of them so, or none")
+    if name not in known:
+        raise UnknownName("block", name, known)
+    return name, _number(weight)
+
+
+def _number(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not abs(weight) <= LARGEST:
+        raise BadInput(f"the block weight {text.strip()!r} is no number from -{LARGEST:g} to {LARGEST:g}")
+    return weight
