@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from copier.algebra.lora import LoraWeights
+from copier.checkpoint.blocks import block_of
 from copier.checkpoint.family import Kind, detect
-from copier.checkpoint.names import block_of, kohya_modules
+from copier.checkpoint.names import kohya_modules
 from copier.checkpoint.reader import TensorReader
 from copier.ops.report import kind_of
 
