@@ -9,30 +9,31 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from copier.algebra.merging import Change, add_changes, block_rows
 from copier.checkpoint.ahead import ReadAhead, Span
-from copier.checkpoint.blocks import block_weights
+from copier.checkpoint.block_weights import block_weights
+from copier.checkpoint.blocks import block_of
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
 from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import ITEM_BYTES, TensorInfo
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.blocks import block_of
 from copier.checkpoint.targets import Target
-from copier.checkpoint.writer import TensorWriter
+from copier.checkpoint.writer import TensorWriter, tensor_bytes
 from copier.digest import file_digest
 from copier.errors import BadInput
-from copier.ops.lora_file import STALE_HASHES, LoraReader
+from copier.ops.lora_file import STALE_HASHES
+from copier.ops.lora_reader import LoraReader
 from copier.ops.report import (
     Digest,
     InputFile,
     OperationReport,
-    RankCount,
     check_weights,
+    rank_ranges,
     refuse_own_input,
 )
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
@@ -92,23 +93,47 @@ def merge(
         reader = stack.enter_context(TensorReader(checkpoint))
         opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
         additions = _additions(reader, opened, blocks)
+        files = _inputs(checkpoint, loras)
         plan = _plan(reader, dtype)
-        hashing = stack.enter_context(ThreadPoolExecutor(1, "digest"))
-        digests = hashing.map(digest, [checkpoint, *(path for path, _ in loras)])
-        with TensorWriter(out, plan, _metadata(reader, loras, metadata), overwrite=overwrite) as writer:
-            merger = _Merger(reader, additions, device)
-            merger.write(writer, plan, observer, cancel)
-            inputs = _inputs(checkpoint, loras, digests)
-            writer.restate(_metadata(reader, loras, metadata, inputs))
+        with TensorWriter(out, plan, _metadata(reader, files, metadata), overwrite=overwrite) as writer:
+            hashing = ThreadPoolExecutor(1, "digest")
+            stack.callback(hashing.shutdown, cancel_futures=True)
+            digests = hashing.map(digest, [file.path for file in files])
+            _Merger(reader, additions, device).write(writer, plan, observer, cancel)
+            files = tuple(
+                replace(file, sha256=known) for file, known in zip(files, digests, strict=True)
+            )
+            writer.restate(_metadata(reader, files, metadata))
+        merged = [one for several in additions.values() for one in several]
+        ranks = rank_ranges((one.module, one.lora.outlines[one.module]) for one in merged)
     return OperationReport(
         operation="merge",
-        inputs=inputs,
+        inputs=files,
         output=str(out),
         changed=len(additions),
-        ranks=merger.ranks.ranges(),
+        ranks=ranks,
         residual=0.0,
         seconds=time.perf_counter() - started,
     )
+
+
+def _inputs(
+    checkpoint: str | os.PathLike[str], loras: Sequence[tuple[str | os.PathLike[str], float]]
+) -> tuple[InputFile, ...]:
+    """The input files, with a stand-in for the digests, which are computed beside the merge."""
+    paths = [(checkpoint, 1.0), *loras]
+    return tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in paths)
+
+
+def _metadata(
+    reader: TensorReader, inputs: Sequence[InputFile], extra: Mapping[str, str] | None
+) -> dict[str, str]:
+    operation = {"operation": "merge", "inputs": [file.named for file in inputs]}
+    return {
+        **{key: text for key, text in reader.metadata.items() if key not in STALE_HASHES},
+        "copier_operation": json.dumps(operation, sort_keys=True),
+        **(extra or {}),
+    }
 
 
 def _additions(
@@ -117,15 +142,13 @@ def _additions(
     """Key -> what is added to it; all LoRAs are checked before the first tensor is read."""
     if not loras:
         raise BadInput("there is no LoRA to merge: give at least one")
-    identity = detect(reader.header)
-    if quantised := identity.details.get("quantised"):
-        raise BadInput(f"{reader.path.name!r} is quantised with {quantised}")
     if len(blocks) not in (0, 1, len(loras)):
         raise BadInput(
             f"there are {len(blocks)} sets of block weights for {len(loras)} LoRAs: give one for all, or "
             "one for each"
         )
-    scales = [block_weights(text, identity.family) for text in blocks] or [{}]
+    family = detect(reader.header).family
+    scales = [block_weights(text, family) for text in blocks] or [{}]
     if len(scales) == 1:
         scales *= len(loras)
     additions: dict[str, list[_Addition]] = {}
@@ -161,7 +184,6 @@ class _Merger:
         self, reader: TensorReader, additions: Mapping[str, list[_Addition]], device: str
     ) -> None:
         self._reader, self._additions, self._device = reader, additions, device
-        self.modules: list[tuple[str, Delta]] = []
 
     def write(
         self,
@@ -170,7 +192,7 @@ class _Merger:
         observer: Observer,
         cancel: CancelToken | None,
     ) -> None:
-        spans = {key: self._spans(key, name) for key, (name, _) in plan.items()}
+        spans = {key: self._spans(key) for key in plan}
         with ReadAhead(self._reader, [span for parts in spans.values() for span in parts]) as ahead:
             parts = iter(ahead)
             for number, (key, (name, _)) in enumerate(plan.items(), start=1):
@@ -180,10 +202,7 @@ class _Merger:
                 writer.write_raw(key, self._written(key, name, mine))
                 observer(ProgressEvent("merge", step=number, steps=len(plan)))
 
-    def _is_copied(self, key: str, name: str) -> bool:
-        return key not in self._additions and self._reader.info(key).dtype == name
-
-    def _spans(self, key: str, name: str) -> list[Span]:
+    def _spans(self, key: str) -> list[Span]:
         """The parts in which the tensor is read; those of a changed one are whole blocks of rows."""
         info = self._reader.info(key)
         step = PART_BYTES
@@ -203,17 +222,14 @@ class _Merger:
             if not changes and info.dtype == name:
                 yield part.numpy().data
                 continue
-            weight = part.view(torch_dtype(info.dtype))
-            if changes:
-                weight = weight.view(-1, *info.shape[1:])
-            row = start // ITEM_BYTES[info.dtype] // max(1, math.prod(info.shape[1:]))
-            weight = weight.to(self._device)
+            columns = math.prod(info.shape[1:]) if changes else 1
+            weight = part.view(torch_dtype(info.dtype)).view(-1, columns).to(self._device)
             out = torch.empty(weight.shape, dtype=torch_dtype(name), device=self._device)
+            row = start // (ITEM_BYTES[info.dtype] * columns)
             add_changes(weight, changes, out, first_row=row, name=key)
             yield tensor_bytes(out)
 
     def _change(self, addition: _Addition) -> Change:
-        delta = addition.lora.delta(addition.module, device=self._device)
-        self.modules.append((addition.module, delta.rank))
+        delta = addition.lora.delta(addition.module, self._device)
         rows = addition.target.rows
         return Change(delta, addition.ratio, rows[0] if rows else 0)
