@@ -1,13 +1,53 @@
-"""The change that one LoRA module makes to one weight, as two thin factors."""
+"""The change that one LoRA module makes to one weight; most often as two thin factors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 
 from copier.errors import BadInput
+
+
+class Delta(Protocol):
+    """What every kind of module offers; ``LowRankDelta`` here, the others in ``products.py``."""
+
+    kind: ClassVar[str]
+    """"lora", "loha", "lokr" or "full"."""
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that the file gives it; None for what has none."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that it changes.
+
+        (out, in * height * width) where a LoHa or LoKr file does not say the kernel: the number of
+        elements is right, the weight's own shape decides.
+        """
+        ...
+
+    @property
+    def is_conv(self) -> bool:
+        """Has it a kernel that is known to be larger than 1x1?"""
+        ...
+
+    def dense(self, weight: float = 1.0) -> torch.Tensor:
+        """weight * delta, multiplied out, in ``shape``."""
+        ...
+
+    def frobenius(self) -> float:
+        """The Frobenius norm of the delta."""
+        ...
+
+    def to(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Delta:
+        """The same delta in another dtype or on another device."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +65,7 @@ class LowRankDelta:
         BadInput: the shapes do not multiply, the dtype is no floating one, or alpha is not finite.
     """
 
+    kind: ClassVar[str] = "lora"
     up: torch.Tensor
     down: torch.Tensor
     alpha: float
@@ -108,11 +149,11 @@ class LowRankDelta:
         )
 
 
-def merged_weight(weight: torch.Tensor, deltas: list[tuple[LowRankDelta, float]]) -> torch.Tensor:
+def merged_weight(weight: torch.Tensor, deltas: Sequence[tuple[Delta, float]]) -> torch.Tensor:
     """weight + the sum of ratio * delta over ``deltas``; computed and returned in float32.
 
-    Shapes that differ only by axes of size 1 at the end (a 1x1 convolution stored as linear) are
-    the same; the caller casts the result, once.
+    A delta's shape may be the weight's with axes of size 1 at the end left out (a 1x1 convolution
+    stored as linear), or with the kernel flattened; the caller casts the result, once.
     """
     result = weight.float()
     for delta, ratio in deltas:

@@ -1,4 +1,4 @@
-"""LoRA files: whole in, whole out, with the metadata that hosts read."""
+"""LoRA files: whole in, whole out, with the metadata that hosts read; ``lora_reader`` reads any kind."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from copier.algebra.lora import LoraWeights
+from copier.algebra.delta import Delta, LowRankDelta
+from copier.algebra.lora import LoraWeights, has_alpha
 from copier.checkpoint.dtypes import chosen_dtype
-from copier.checkpoint.family import Family, Kind, detect
-from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.family import Family
 from copier.checkpoint.writer import data_digest, write_tensors
-from copier.errors import BadInput
+from copier.errors import BadCheckpoint, BadInput
+from copier.ops.lora_reader import LoraReader
 
 STALE_HASHES = ("sshs_legacy_hash", "sshs_model_hash", "modelspec.hash_sha256")
 """Metadata that no longer holds once a tensor has changed."""
@@ -28,28 +29,42 @@ _ABOUT_THE_BASE = (
     "ss_sd_model_name",
     "ss_v2",
     "modelspec.architecture",
+    "modelspec.implementation",
     "modelspec.prediction_type",
     "modelspec.resolution",
 )
 """What still holds of a LoRA that was made from others: on which checkpoint they were trained."""
 
+
+@dataclass(frozen=True)
+class _Statement:
+    """What sd-scripts says of a LoRA for a family (``library/sai_model_spec.py``, the trainers)."""
+
+    version: str
+    architecture: str
+    implementation: str
+    module: str = "networks.lora"
+
+
+# Forge shows a card's version badge by these: of SD1 and SDXL by the architecture, of SD2 by ss_v2, of FLUX
+# by the implementation, whichever model of the family it is.
 _STATEMENTS = {
-    # Forge shows the version badge of a card only where the architecture is stated.
-    Family.SD1: {
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-    },
-    Family.SDXL: {
-        "ss_base_model_version": "sdxl_base_v1-0",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-    },
+    Family.SD1: _Statement("sd_v1", "stable-diffusion-v1", "diffusers"),
+    Family.SD2: _Statement("sd_v2", "stable-diffusion-v2-512", "diffusers"),
+    Family.SDXL: _Statement(
+        "sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"
+    ),
+    Family.SD3: _Statement("sd3", "stable-diffusion-3", "diffusers", "networks.lora_sd3"),
+    Family.FLUX: _Statement(
+        "flux1", "flux-1", "https://github.com/black-forest-labs/flux", "networks.lora_flux"
+    ),
 }
+_VELOCITY = {"stable-diffusion-v2-512": "stable-diffusion-v2-768-v"}
 
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """A LoRA as it was read: weights in float32, metadata, and the family of its names."""
+    """A LoRA as it was read: weights in float32 under the hosts' names, metadata, and family."""
 
     path: str
     weights: LoraWeights
@@ -58,18 +73,31 @@ class LoraFile:
 
 
 def read_lora(path: str | os.PathLike[str], *, device: str = "cpu") -> LoraFile:
-    """Read a whole LoRA file in kohya's layout onto ``device``.
+    """Read a whole LoRA file of low-rank modules, in any layout, onto ``device``.
 
     Raises:
         BadInput: there is no such file, or it is no LoRA.
-        BadCheckpoint: it is damaged, or a kind of LoRA that is not supported.
+        BadCheckpoint: it is damaged, or has modules that are no products of two factors.
     """
-    with TensorReader(path) as reader:
-        identity = detect(reader.header)
-        if identity.kind is not Kind.LORA:
-            raise BadInput(f"{Path(path).name!r} is no LoRA (it is: {identity.kind.value})")
-        weights = LoraWeights.from_tensors({key: reader.tensor(key) for key in reader.header.tensors})
-        return LoraFile(str(path), weights.to(device), dict(reader.metadata), identity.family)
+    with LoraReader(path) as reader:
+        reader.require_sound()
+        deltas: dict[str, LowRankDelta] = {}
+        for name, outline in reader.outlines.items():
+            if not isinstance(outline, LowRankDelta):
+                raise BadCheckpoint(_no_factors(reader.path, name, outline))
+        for name in reader.modules:
+            delta = reader.delta(name, device)
+            assert isinstance(delta, LowRankDelta)
+            deltas[name] = delta
+        return LoraFile(str(path), LoraWeights(deltas), dict(reader.metadata), reader.family)
+
+
+def _no_factors(path: Path, name: str, delta: Delta) -> str:
+    kind = {"loha": "a LoHa", "lokr": "a LoKr", "full": "a full difference"}[delta.kind]
+    return (
+        f"{path.name!r} has modules that are no product of two thin factors ({name!r} is {kind}): merge it "
+        "into a checkpoint, and extract a LoRA from the two checkpoints"
+    )
 
 
 def write_lora(
@@ -80,8 +108,9 @@ def write_lora(
     dtype: str = "fp16",
     overwrite: bool = False,
 ) -> None:
-    """Write a LoRA in kohya's layout; ``sshs_model_hash`` is added to ``metadata``.
+    """Write a LoRA; ``sshs_model_hash`` is added to ``metadata``.
 
+    The layout goes by the modules' names: kohya's, or peft's for dotted ones (``transformer....``).
     ``dtype`` is fp16, bf16 or fp32. alpha is stored in it too: an int64 one, which sd-scripts'
     tools write, breaks loaders that cast it.
 
@@ -94,31 +123,55 @@ def write_lora(
     write_tensors(path, tensors, stamped, overwrite=overwrite)
 
 
-def network_metadata(weights: LoraWeights, *, name: str, family: Family) -> dict[str, str]:
+def network_metadata(
+    weights: LoraWeights, *, name: str, family: Family, velocity: bool = False
+) -> dict[str, str]:
     """kohya's and modelspec's description of the network: what hosts read from any LoRA.
 
     ``ss_network_dim`` and ``ss_network_alpha`` are those of linear modules, "Dynamic" where they
     differ from module to module (kohya's word); kernels larger than 1x1 go into
-    ``ss_network_args``. ``name`` becomes the alias that prompts can use.
+    ``ss_network_args``. ``name`` becomes the alias that prompts can use. ``velocity``: the base
+    predicts v, as SD 2.x for 768 pixels does.
     """
-    linear = [delta for delta in weights.values() if not delta.is_conv]
-    conv = [delta for delta in weights.values() if delta.is_conv]
+    linear = [item for item in weights.items() if not item[1].is_conv]
+    conv = [item for item in weights.items() if item[1].is_conv]
     described = {
-        **_STATEMENTS.get(family, {}),
         "ss_network_module": "networks.lora",
-        "ss_network_dim": _uniform([delta.rank for delta in linear or conv]),
-        "ss_network_alpha": _uniform([delta.alpha for delta in linear or conv]),
+        **_statement(family, velocity=velocity),
+        "ss_network_dim": _uniform([delta.rank for _, delta in linear or conv]),
+        "ss_network_alpha": _uniform([_stored_alpha(*item) for item in linear or conv]),
         "ss_output_name": name,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
     }
     if conv:
         arguments = {
-            "conv_dim": _uniform([delta.rank for delta in conv]),
-            "conv_alpha": _uniform([delta.alpha for delta in conv]),
+            "conv_dim": _uniform([delta.rank for _, delta in conv]),
+            "conv_alpha": _uniform([_stored_alpha(*item) for item in conv]),
         }
         described["ss_network_args"] = json.dumps(arguments)
     return described
+
+
+def _statement(family: Family, *, velocity: bool) -> dict[str, str]:
+    known = _STATEMENTS.get(family)
+    if known is None:
+        return {}
+    version, architecture = known.version, known.architecture
+    if velocity and version.startswith("sd_"):
+        version += "_v"
+        architecture = _VELOCITY.get(architecture, architecture)
+    return {
+        "ss_base_model_version": version,
+        "ss_v2": str(family is Family.SD2),
+        "ss_network_module": known.module,
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": known.implementation,
+    }
+
+
+def _stored_alpha(name: str, delta: LowRankDelta) -> float:
+    return delta.alpha if has_alpha(name) else float(delta.rank)
 
 
 def derived_metadata(
@@ -133,7 +186,12 @@ def derived_metadata(
     What they say of their base is kept where they agree; the network is described anew;
     ``copier_operation`` is ``operation`` as JSON; ``extra`` comes last and wins.
     """
-    described = network_metadata(weights, name=Path(out).stem, family=common_family(sources))
+    described = network_metadata(
+        weights,
+        name=Path(out).stem,
+        family=common_family(sources),
+        velocity=any(map(_says_velocity, sources)),
+    )
     return {
         **described,
         **_agreed(sources),
@@ -151,6 +209,11 @@ def common_family(sources: Sequence[LoraFile]) -> Family:
         )
         raise BadInput(f"these LoRAs are of different families: {listed}; combine those of one")
     return next(iter(known), Family.UNKNOWN)
+
+
+def _says_velocity(source: LoraFile) -> bool:
+    version = source.metadata.get("ss_base_model_version", "")
+    return version in ("sd_v1_v", "sd_v2_v") or source.metadata.get("modelspec.prediction_type") == "v"
 
 
 def _agreed(sources: Sequence[LoraFile]) -> dict[str, str]:

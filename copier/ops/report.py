@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from copier.algebra.delta import LowRankDelta
+from copier.algebra.delta import Delta
 from copier.errors import BadInput
 
 Digest = Callable[[str | os.PathLike[str]], str]
@@ -65,18 +65,19 @@ class OperationReport:
         }
 
 
-def kind_of(name: str, delta: LowRankDelta) -> str:
+def kind_of(name: str, delta: Delta) -> str:
     """ "text", "linear" or "conv", as ``OperationReport.ranks`` counts them."""
-    if name.startswith("lora_te"):
+    if name.startswith(("lora_te", "text_encoder")):
         return "text"
     return "conv" if delta.is_conv else "linear"
 
 
-def rank_ranges(modules: Iterable[tuple[str, LowRankDelta]]) -> Mapping[str, tuple[int, int]]:
-    """Smallest and largest rank of each kind of module that is there."""
+def rank_ranges(modules: Iterable[tuple[str, Delta]]) -> Mapping[str, tuple[int, int]]:
+    """Smallest and largest rank of each kind of module that is there and has ranks."""
     ranks: dict[str, list[int]] = {}
     for name, delta in modules:
-        ranks.setdefault(kind_of(name, delta), []).append(delta.rank)
+        if delta.rank is not None:
+            ranks.setdefault(kind_of(name, delta), []).append(delta.rank)
     return MappingProxyType({kind: (min(found), max(found)) for kind, found in ranks.items()})
 
 

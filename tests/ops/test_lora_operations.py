@@ -250,13 +250,6 @@ def test_inspect_counts_ranks_alphas_and_norms_by_block(files):
     assert math.isclose(found["norm"], math.hypot(*truth.values()), rel_tol=1e-5)
 
 
-def test_inspect_describes_other_kinds_from_their_header(tmp_path):
-    write_tensors(tmp_path / "loha.safetensors", {"lora_unet_x.hada_w1_a": torch.zeros(2, 2)})
-    found = inspect(tmp_path / "loha.safetensors")
-    assert (found["kind"], found["layout"], found["tensors"]) == ("lora", "loha", 1)
-    assert "ranks" not in found
-
-
 def refused(files):
     """Calls that must be refused; the first argument of each is a function, the rest its own."""
     a, out = files / "in" / "a.safetensors", files / "out" / "o.safetensors"

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.diffusion.load import DiffusionModel
 from copier.errors import BadInput
+from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge_modules import merge_into_modules
 from copier.recipe import TrainingSpec
 from copier.training.lora_modules import LoraModules, lora_metadata
@@ -84,14 +86,15 @@ def test_the_start_depends_on_the_generator_alone(model: DiffusionModel) -> None
 
 
 def test_the_export_merged_by_algebra_computes_what_the_layers_compute(
-    model: DiffusionModel,
+    model: DiffusionModel, tmp_path: Path
 ) -> None:
     base = output(model)
     with inject(model, EVERYTHING) as lora:
         randomise(lora)
         adapted, weights = output(model), lora.weights()
     assert torch.equal(output(model), base)
-    reread = LoraWeights.from_tensors(weights.to_tensors(torch.float32))
+    write_lora(tmp_path / "export.safetensors", weights, {}, dtype="fp32")
+    reread = read_lora(tmp_path / "export.safetensors").weights
     with merge_into_modules(model.unet, model.text_encoder, reread):
         torch.testing.assert_close(output(model), adapted, atol=2e-4, rtol=2e-4)
     assert torch.equal(output(model), base)
@@ -155,9 +158,4 @@ def test_metadata_is_what_hosts_read_and_extra_keys_win() -> None:
 
 
 def _one_module() -> LoraWeights:
-    tensors = {
-        "lora_unet_x.lora_up.weight": torch.ones(3, 2),
-        "lora_unet_x.lora_down.weight": torch.ones(2, 3),
-        "lora_unet_x.alpha": torch.tensor(2.0),
-    }
-    return LoraWeights.from_tensors(tensors)
+    return LoraWeights({"lora_unet_x": LowRankDelta(torch.ones(3, 2), torch.ones(2, 3), alpha=2.0)})
