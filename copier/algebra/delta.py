@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -147,18 +146,6 @@ class LowRankDelta:
             down=self.down.to(dtype=dtype or self.down.dtype, device=device or self.down.device),
             alpha=self.alpha,
         )
-
-
-def merged_weight(weight: torch.Tensor, deltas: Sequence[tuple[Delta, float]]) -> torch.Tensor:
-    """weight + the sum of ratio * delta over ``deltas``; computed and returned in float32.
-
-    A delta's shape may be the weight's with axes of size 1 at the end left out (a 1x1 convolution
-    stored as linear), or with the kernel flattened; the caller casts the result, once.
-    """
-    result = weight.float()
-    for delta, ratio in deltas:
-        result = result + delta.dense(ratio).reshape(weight.shape)
-    return result
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from typing import Any
-from copier.algebra.delta import LowRankDelta, cast
-Delta = Any
+from copier.algebra.delta import Delta, LowRankDelta, cast
 
 BLOCK_ELEMENTS = 1 << 19
 """Of one block: 2 MB in float32, so that the block and the product added to it fit a cache of 4 MB."""
@@ -30,6 +28,14 @@ class Change:
 def block_rows(columns: int) -> int:
     """Rows of one block of a weight (rows, columns)."""
     return max(1, BLOCK_ELEMENTS // max(1, columns))
+
+
+def merged(weight: torch.Tensor, changes: Sequence[Change], name: str = "a weight") -> torch.Tensor:
+    """weight + the sum of ratio * delta, a new tensor of weight's dtype and shape; as ``add_changes``."""
+    source = weight.detach().contiguous()
+    result = torch.empty_like(source)
+    add_changes(source, changes, result, name=name)
+    return result
 
 
 def add_changes(
@@ -54,7 +60,7 @@ def add_changes(
     rows = weight.shape[0]
     source, target = weight.reshape(rows, -1), out.view(rows, -1)
     step = block_rows(source.shape[1])
-    dense = [None if isinstance(one.delta, LowRankDelta) else _flat(one.delta.dense(one.ratio)) for one in changes]
+    dense = [_dense(change) for change in changes]
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         total = source[start:stop].to(torch.float32, copy=True)
@@ -82,5 +88,8 @@ def _add(total: torch.Tensor, change: Change, whole: torch.Tensor | None, first_
     total[begin - first_row : end - first_row] += part
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(tensor.shape[0], -1)
+def _dense(change: Change) -> torch.Tensor | None:
+    """ratio * delta as a matrix, where it has no rows to be multiplied out by themselves."""
+    if isinstance(change.delta, LowRankDelta):
+        return None
+    return change.delta.dense(change.ratio).flatten(1)

@@ -7,8 +7,8 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from copier.algebra.delta import cast, merged_weight
 from copier.algebra.lora import LoraWeights
+from copier.algebra.merging import Change, merged
 from copier.checkpoint.fit import misfit_message, shape_problem
 from copier.checkpoint.names import kohya_modules
 from copier.errors import BadInput
@@ -59,18 +59,18 @@ def merge_into_modules(
     """
     pairs = _targets(unet, text_encoder, lora)
     changed: list[tuple[nn.Parameter, torch.Tensor]] = []
-    merged = MergedModules(changed)
+    undoable = MergedModules(changed)
     try:
         with torch.no_grad():
             for name, parameter in pairs.items():
-                delta = lora[name].to(device=str(parameter.device))
-                result = cast(merged_weight(parameter, [(delta, weight)]), parameter.dtype, name)
+                change = Change(lora[name].to(device=str(parameter.device)), weight)
+                result = merged(parameter, [change], name)
                 changed.append((parameter, parameter.detach().clone()))
                 parameter.copy_(result)
     except BaseException:
-        merged.undo()
+        undoable.undo()
         raise
-    return merged
+    return undoable
 
 
 def _targets(

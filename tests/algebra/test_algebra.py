@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from copier.algebra.arithmetic import add, combine, scaled, subtract
-from copier.algebra.delta import LowRankDelta, cast, merged_weight
+from copier.algebra.delta import LowRankDelta, cast
 from copier.algebra.lora import LoraWeights
+from copier.algebra.merging import Change, merged
 from copier.algebra.parts import delta_from_parts
 from copier.algebra.truncation import RankRule, resize, singular_factors, truncate
 from copier.errors import BadInput
@@ -344,9 +345,9 @@ def test_resize_at_full_rank_is_the_identity():
 def test_merging_and_taking_away_gives_the_weight_back_within_the_dtype(dtype):
     change = delta((24, 16), 4)
     base = torch.randn(24, 16).to(dtype)
-    merged = merged_weight(base, [(change, 0.8)]).to(dtype)
-    back = merged_weight(merged, [(change, -0.8)]).to(dtype)
-    assert error(merged, base) > 0.3
+    changed = merged(base, [Change(change, 0.8)])
+    back = merged(changed, [Change(change, -0.8)])
+    assert error(changed, base) > 0.3
     assert error(back, base) <= TOLERANCE[dtype]
 
 
@@ -355,8 +356,8 @@ def test_several_deltas_merge_as_their_combination():
     both = combine([(a, 0.5), (b, -2.0)])
     for name, shape in SHAPES.items():
         base = torch.randn(shape)
-        one = merged_weight(base, [(a[name], 0.5), (b[name], -2.0)])
-        assert error(one, merged_weight(base, [(both[name], 1.0)])) < 1e-6
+        one = merged(base, [Change(a[name], 0.5), Change(b[name], -2.0)])
+        assert error(one, merged(base, [Change(both[name], 1.0)])) < 1e-6
         assert one.shape == shape
 
 

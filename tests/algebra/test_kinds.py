@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copier.algebra.delta import LowRankDelta, merged_weight
+from copier.algebra.delta import LowRankDelta
+from copier.algebra.merging import Change, merged
 from copier.algebra.parts import delta_from_parts
 from copier.errors import BadInput
 
@@ -48,8 +49,7 @@ def check(parts, right):
     assert torch.allclose(delta.dense(-0.5), -0.5 * dense, rtol=1e-5, atol=1e-6 * size)
     half = delta.to(dtype=torch.float16).to(dtype=torch.float32)
     assert float((half.dense() - dense).norm()) <= 2e-2 * size
-    merged = merged_weight(torch.zeros(right.shape), [(delta, 1.0)])
-    assert torch.equal(merged, dense.reshape(right.shape))
+    assert torch.equal(merged(torch.zeros(right.shape), [Change(delta, 1.0)]), dense.reshape(right.shape))
     return delta
 
 
