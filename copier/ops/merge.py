@@ -100,9 +100,7 @@ def merge(
             stack.callback(hashing.shutdown, cancel_futures=True)
             digests = hashing.map(digest, [file.path for file in files])
             _Merger(reader, additions, device).write(writer, plan, observer, cancel)
-            files = tuple(
-                replace(file, sha256=known) for file, known in zip(files, digests, strict=True)
-            )
+            files = tuple(replace(file, sha256=known) for file, known in zip(files, digests, strict=True))
             writer.restate(_metadata(reader, files, metadata))
         merged = [one for several in additions.values() for one in several]
         ranks = rank_ranges((one.module, one.lora.outlines[one.module]) for one in merged)
@@ -180,9 +178,7 @@ def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, .
 class _Merger:
     """Writes the tensors of a plan, part by part."""
 
-    def __init__(
-        self, reader: TensorReader, additions: Mapping[str, list[_Addition]], device: str
-    ) -> None:
+    def __init__(self, reader: TensorReader, additions: Mapping[str, list[_Addition]], device: str) -> None:
         self._reader, self._additions, self._device = reader, additions, device
 
     def write(

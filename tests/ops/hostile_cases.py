@@ -10,7 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 WIDTH, CROSS, RANK = 6, 8, 2
-ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+ITEM = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "U8": 1,
+    "BOOL": 1,
+}
 UNET = "model.diffusion_model.middle_block.1.transformer_blocks.0"
 TEXT = "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj"
 LORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
@@ -103,7 +114,10 @@ def lora(draw: random.Random) -> Spec:
                 shapes[f"{name}.dora_scale"] = [WIDTH, 1]
     name = "lora_unet_mid_block_resnets_0_conv1"
     if kind == "conv":
-        shapes |= {f"{name}.lora_up.weight": [WIDTH, RANK, 1, 1], f"{name}.lora_down.weight": [RANK, WIDTH, 3, 3]}
+        shapes |= {
+            f"{name}.lora_up.weight": [WIDTH, RANK, 1, 1],
+            f"{name}.lora_down.weight": [RANK, WIDTH, 3, 3],
+        }
     if kind == "mid":
         shapes |= {f"{name}.lora_up.weight": [WIDTH, RANK], f"{name}.lora_down.weight": [RANK, WIDTH]}
         shapes[f"{name}.lora_mid.weight"] = [RANK, RANK, 3, 3]
@@ -121,14 +135,32 @@ def _any(spec: Spec, draw: random.Random) -> Entry:
     return draw.choice(spec.entries)[1] if spec.entries else Entry("F32", [], b"\0\0\0\0")
 
 
-ODD_NUMBERS = (-1, 0, 1, 3, 1 << 31, 1 << 40, 1 << 62, 1 << 63, (1 << 64) - 1, 1 << 70, 1.5, True, None, "7", [1], 1e300)
+ODD_NUMBERS = (
+    -1,
+    0,
+    1,
+    3,
+    1 << 31,
+    1 << 40,
+    1 << 62,
+    1 << 63,
+    (1 << 64) - 1,
+    1 << 70,
+    1.5,
+    True,
+    None,
+    "7",
+    [1],
+    1e300,
+)
 
 
 def odd_offsets(spec: Spec, draw: random.Random) -> None:
     entry, size = _any(spec, draw), sum(len(one.data) for _, one in spec.entries)
     near = [0, 1, size, size - 1, size + 1, size // 2, *ODD_NUMBERS]
     entry.offsets = draw.choice([
-        [draw.choice(near), draw.choice(near)], [0, len(entry.data)], [size, size], [], [0], [0, 1, 2], "x", {"a": 1},
+        [draw.choice(near), draw.choice(near)],
+        *([0, len(entry.data)], [size, size], [], [0], [0, 1, 2], "x", {"a": 1}),
     ])  # fmt: skip
 
 
@@ -139,7 +171,9 @@ def odd_shape(spec: Spec, draw: random.Random) -> None:
         shape[draw.randrange(len(shape))] = draw.choice(ODD_NUMBERS)
         entry.shape = shape
     else:
-        entry.shape = draw.choice([[], [0], [0, 4], [1] * 40, shape[::-1], [*shape, 1], [*shape, 1, 1], "6", None, 3])
+        entry.shape = draw.choice(
+            [[], [0], [0, 4], [1] * 40, shape[::-1], [*shape, 1], [*shape, 1, 1], "6", None, 3]
+        )
 
 
 def resized(spec: Spec, draw: random.Random) -> None:
@@ -191,17 +225,17 @@ def renamed(spec: Spec, draw: random.Random) -> None:
     number = draw.randrange(len(spec.entries))
     key, entry = spec.entries[number]
     other = draw.choice([
-        key + "x", key[1:], "", ".", "__metadata__", key.upper(), "\ud800", "a" * 5000, key.replace("weight", "bias"),
+        *(key + "x", key[1:], "", ".", "__metadata__", key.upper(), "\ud800", "a" * 5000, "\x00"),
         key.replace("lora_up", "lora_down"), key.replace(".alpha", ".diff"), "bundle_emb.x.string_to_param.*",
-        key.replace("unet", "te"), key.replace("_0_", "_9_"), "\x00", key.replace(".lora_up", ""),
+        key.replace("unet", "te"), key.replace("_0_", "_9_"), key.replace("weight", "bias"),
     ])  # fmt: skip
     spec.entries[number] = (other, entry)
 
 
 def odd_metadata(spec: Spec, draw: random.Random) -> None:
     spec.metadata = draw.choice([
-        {}, [], "text", 7, {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"ss_network_args": "{"}, {"a": "x" * 100_000},
-        {"copier_recipe": "{"}, {"modelspec.architecture": "flux-1-dev/lora"}, {"ss_v2": "True"}, {"": ""},
+        {}, [], "text", 7, {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"ss_network_args": "{"},
+        {"a": "x" * 100_000}, {"copier_recipe": "{"}, {"modelspec.architecture": "flux-1-dev/lora"}, {"ss_v2": "True"}, {"": ""},
     ])  # fmt: skip
 
 
@@ -231,7 +265,12 @@ def _other_length(content: bytes, draw: random.Random) -> bytes:
 
 
 def _other_file(content: bytes, draw: random.Random) -> bytes:
-    return draw.choice([b"PK\x03\x04", b"\x80\x02}q\x00", b"GGUF", b"<!DOCTYPE html>", b"version https://git-lfs"]) + content
+    return (
+        draw.choice(
+            [b"PK\x03\x04", b"\x80\x02}q\x00", b"GGUF", b"<!DOCTYPE html>", b"version https://git-lfs"]
+        )
+        + content
+    )
 
 
 MUTATIONS: tuple[Callable[[Spec, random.Random], None], ...] = (

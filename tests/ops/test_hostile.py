@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile_cases as cases
 import pytest
 import torch
 
@@ -24,6 +23,7 @@ from copier.ops.extract import extract
 from copier.ops.inspect import inspect
 from copier.ops.merge import merge
 from copier.ops.resize import resize
+from tests.ops import hostile_cases as cases
 
 COUNT = int(os.environ.get("COPIER_HOSTILE_CASES", "2000"))
 SHARES = 4
