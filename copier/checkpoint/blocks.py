@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
+TEXT_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """What the keys of text encoders start with in a single-file checkpoint, whatever its family."""
 
 _NAMES = {
@@ -28,7 +28,7 @@ def block_of(key: str) -> str:
     JB00 ..     SD3's joint blocks
     OTHER       everything else (time embedding, output, autoencoder)
     """
-    if key.startswith(TEXT_ENCODERS):
+    if key.startswith(TEXT_PREFIXES):
         return "BASE"
     match = _BLOCK.match(key)
     if match is None:

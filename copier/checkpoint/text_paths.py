@@ -34,10 +34,12 @@ class TextEncoder:
     open_clip: bool = False
 
 
+_SOLE = ("text_encoder.", "base_model.model.")
+
 # Hosts take lora_te1_ for SD 1.x as well, and lora_te_ for the first encoder of any family.
 TEXT_ENCODERS: tuple[TextEncoder, ...] = (
-    TextEncoder("cond_stage_model.transformer.", ("lora_te_", "lora_te1_"), ("text_encoder.",)),
-    TextEncoder("cond_stage_model.model.", ("lora_te_", "lora_te1_"), ("text_encoder.",), open_clip=True),
+    TextEncoder("cond_stage_model.transformer.", ("lora_te_", "lora_te1_"), _SOLE),
+    TextEncoder("cond_stage_model.model.", ("lora_te_", "lora_te1_"), _SOLE, open_clip=True),
     TextEncoder("conditioner.embedders.0.transformer.", ("lora_te1_", "lora_te_"), ("text_encoder.",)),
     # The refiner, which has the second encoder only.
     TextEncoder(
