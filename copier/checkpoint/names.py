@@ -35,14 +35,14 @@ VAE_UP_SHORTCUT_LEVELS = (0, 1)
 TEXT_LAYERS = 12
 
 # Inside one block: LDM's name, diffusers' name.
-_UNET_RESNET = (
+UNET_RESNET = (
     ("in_layers.0", "norm1"),
     ("in_layers.2", "conv1"),
     ("emb_layers.1", "time_emb_proj"),
     ("out_layers.0", "norm2"),
     ("out_layers.3", "conv2"),
 )
-_UNET_ENDS = (
+UNET_ENDS = (
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
     ("input_blocks.0.0", "conv_in"),
@@ -115,7 +115,7 @@ class _Module:
 
 
 def _unet_resnet(ldm: str, diffusers: str, *, shortcut: bool) -> Iterator[_Module]:
-    for theirs, ours in _UNET_RESNET:
+    for theirs, ours in UNET_RESNET:
         part = "" if ours.startswith("norm") else "conv"
         yield _Module(f"{ldm}.{theirs}", f"{diffusers}.{ours}", part)
     if shortcut:
@@ -202,7 +202,7 @@ def _vae_levels() -> Iterator[_Module]:
 
 @functools.cache
 def _unet_modules() -> tuple[_Module, ...]:
-    ends = tuple(_Module(*pair) for pair in _UNET_ENDS)
+    ends = tuple(_Module(*pair) for pair in UNET_ENDS)
     return (*ends, *_unet_down(), *_unet_middle(), *_unet_up())
 
 
