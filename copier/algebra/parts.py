@@ -20,6 +20,8 @@ _KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
 """Name, parts that a module of the kind must have, and that it may have; alpha may always be there."""
 
 MOST_AXES = 4
+MOST_ELEMENTS = 1 << 30
+"""Of one change; the largest weight of the families known here, T5's embedding, has 132 million."""
 
 
 def delta_from_parts(parts: Mapping[str, torch.Tensor]) -> Delta:
@@ -33,7 +35,8 @@ def delta_from_parts(parts: Mapping[str, torch.Tensor]) -> Delta:
 
     Raises:
         BadInput: a part is missing, too much or empty, of an integer dtype, holds NaN or infinite
-            values, or the shapes do not multiply; or it is a DoRA, whose change depends on the checkpoint.
+            values, or the shapes do not multiply or make a change of absurd size; or it is a DoRA, whose
+            change depends on the checkpoint.
     """
     if "dora_scale" in parts:
         raise BadInput(
@@ -41,6 +44,16 @@ def delta_from_parts(parts: Mapping[str, torch.Tensor]) -> Delta:
             "and none can be read from the file alone. Merge it into its checkpoint with the tool that "
             "trained it, then extract the difference of the two checkpoints"
         )
+    delta = _delta(parts)
+    if math.prod(delta.shape) > MOST_ELEMENTS:
+        raise BadInput(
+            f"its change has the shape {list(delta.shape)}: more than {MOST_ELEMENTS:,} elements, which no "
+            "weight has: the file is damaged"
+        )
+    return delta
+
+
+def _delta(parts: Mapping[str, torch.Tensor]) -> Delta:
     name, missing = _kind_of(parts)
     if missing:
         raise BadInput(f"it has no {', '.join(missing)}: {name} needs it, the file is incomplete")

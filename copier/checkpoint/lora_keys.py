@@ -23,7 +23,7 @@ from types import MappingProxyType
 LAYOUTS = ("kohya", "peft", "diffusers", "loha", "lokr", "full")
 """The first of these that occurs in a file is the file's layout."""
 
-_SUFFIXES: Mapping[str, tuple[str, str]] = MappingProxyType(
+_SUFFIXES: Mapping[str, tuple[str, str]] = MappingProxyType(  # no key ends with two of these
     {
         ".lora_up.weight": ("up", "kohya"),
         ".lora_down.weight": ("down", "kohya"),
@@ -53,7 +53,6 @@ _SUFFIXES: Mapping[str, tuple[str, str]] = MappingProxyType(
         ".dora_scale": ("dora_scale", ""),
     }
 )
-_ENDINGS = tuple(_SUFFIXES)
 _ADAPTER = re.compile(r"(\.lora_(?:[AB]|magnitude_vector))\.[^.]+(?=\.weight$)")
 
 _OTHER_KINDS = (
@@ -85,12 +84,13 @@ def split_key(key: str) -> LoraKey | None:
     """Module, part and layout of a LoRA's key; None where it is no such key."""
     if ".lora_" in key:
         key = _ADAPTER.sub(r"\1", key)
-    if not key.endswith(_ENDINGS):
-        return None
-    suffix = max((ending for ending in _ENDINGS if key.endswith(ending)), key=len)
-    part, layout = _SUFFIXES[suffix]
-    module = key.removesuffix(suffix)
-    return LoraKey(f"{module}.bias", "diff", layout) if part == "bias" else LoraKey(module, part, layout)
+    for suffix, (part, layout) in _SUFFIXES.items():
+        if key.endswith(suffix):
+            module = key.removesuffix(suffix)
+            if part == "bias":
+                return LoraKey(f"{module}.bias", "diff", layout)
+            return LoraKey(module, part, layout)
+    return None
 
 
 def layout_of(keys: Iterable[str]) -> str:

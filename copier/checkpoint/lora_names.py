@@ -16,7 +16,7 @@ from types import MappingProxyType
 from copier.checkpoint.family import Family
 from copier.checkpoint.lora_keys import split_key, what_it_belongs_to
 
-_TRANSFORMERS = (Family.SD3, Family.FLUX)
+TRANSFORMERS = (Family.SD3, Family.FLUX)
 _WRAPPER = "base_model.model."
 _UNET = re.compile(
     r"(unet|diffusion_model)\.|(?=(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks)\.)"
@@ -31,12 +31,12 @@ _OLD_OUT = re.compile(r"\.to_out$")
 def canonical_name(module: str, family: Family) -> str:
     """The host's name of ``module``; a name that needs no change, or is not known, comes back as it is."""
     if "." not in module:
-        renamed = module.startswith("lycoris_") and family not in _TRANSFORMERS
+        renamed = module.startswith("lycoris_") and family not in TRANSFORMERS
         return "lora_unet_" + module.removeprefix("lycoris_") if renamed else module
     if module.endswith(".bias"):
         return canonical_name(module.removesuffix(".bias"), family) + ".bias"
     path = module.removeprefix(_WRAPPER)
-    if family in _TRANSFORMERS:
+    if family in TRANSFORMERS:
         if match := _MAKERS.match(path):
             return _kohya("lora_unet_", path[match.end() :])
         return f"transformer.{path}" if _DIFFUSERS.match(path) else path

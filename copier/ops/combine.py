@@ -12,7 +12,7 @@ from copier.algebra.lora import LoraWeights
 from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_all
 from copier.digest import file_digest
 from copier.errors import BadInput
-from copier.ops.lora_file import common_family, derived_metadata, read_lora, write_lora
+from copier.ops.lora_file import aligned, derived_metadata, read_lora, write_lora
 from copier.ops.report import (
     Digest,
     InputFile,
@@ -119,8 +119,7 @@ def _combine(
         raise BadInput("an exact combination has no rank of its own: give a rank or exact, not both")
     refuse_own_input(out, [path for path, _ in loras])
     check_weights(loras)
-    sources = [read_lora(path, device=device) for path, _ in loras]
-    common_family(sources)
+    sources = aligned([read_lora(path, device=device) for path, _ in loras])
     terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
     total = arithmetic.combine(terms)
     if exact:

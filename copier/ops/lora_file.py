@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from copier.algebra.delta import Delta, LowRankDelta
 from copier.algebra.lora import LoraWeights, has_alpha
 from copier.checkpoint.dtypes import chosen_dtype
 from copier.checkpoint.family import Family
+from copier.checkpoint.shared_names import common_names
 from copier.checkpoint.writer import data_digest, write_tensors
 from copier.errors import BadCheckpoint, BadInput
 from copier.ops.lora_reader import LoraReader
@@ -214,6 +215,19 @@ def common_family(sources: Sequence[LoraFile]) -> Family:
 def _says_velocity(source: LoraFile) -> bool:
     version = source.metadata.get("ss_base_model_version", "")
     return version in ("sd_v1_v", "sd_v2_v") or source.metadata.get("modelspec.prediction_type") == "v"
+
+
+def aligned(sources: Sequence[LoraFile]) -> list[LoraFile]:
+    """The LoRAs with one name for each module that several of them call differently.
+
+    Raises:
+        BadInput: they are of different families, or their modules are not the same parts of the model.
+    """
+    names = common_names([tuple(source.weights) for source in sources], common_family(sources))
+    return [
+        replace(source, weights=LoraWeights({new[name]: delta for name, delta in source.weights.items()}))
+        for source, new in zip(sources, names, strict=True)
+    ]
 
 
 def _agreed(sources: Sequence[LoraFile]) -> dict[str, str]:

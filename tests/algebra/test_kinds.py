@@ -222,6 +222,7 @@ REFUSED = [
     ({**LOKR, "lokr_t2": torch.ones(2, 2, 3, 3)}, "core between factors"),
     ({**LOKR, "lokr_w1": torch.ones(2, 2, 1, 1)}, "make no LoKr"),
     ({**LOKR, "alpha": torch.tensor(-math.inf)}, "finite"),
+    ({"lokr_w1": torch.ones(300, 300), "lokr_w2": torch.ones(300, 300)}, "no weight has"),
 ]
 
 

@@ -281,11 +281,14 @@ def _inspected(found: dict[str, Any]) -> str:
     ]
     rows += [(name, text) for name, text in found["details"].items()]
     if "modules" in found:
-        rows.append(("modules", _counts(found["modules"])))
+        rows.append(("modules", f"{_counts(found['modules'])} (as {_counts(found['kinds'])})"))
         rows += [(f"rank, {kind}", _counts(ranks)) for kind, ranks in found["ranks"].items()]
         rows.append(("alpha", _counts(found["alphas"])))
         rows.append(("norm", _norm(found["norm"])))
         rows += [(f"norm, {block}", _norm(norm)) for block, norm in found["norms"].items()]
+        rows += [("cannot be used", f"{name}: {why}") for name, why in found["problems"].items()]
+    for part, entry in found.get("parts", {}).items():
+        rows.append((part, f"{entry['parameters']:,} parameters ({', '.join(entry['dtypes'])})"))
     if found["recipe"] is not None:
         rows.append(("recipe", f"{found['recipe']['name']}: {found['recipe']['title']}"))
     rows += [(name, _short(text)) for name, text in sorted(found["metadata"].items())]

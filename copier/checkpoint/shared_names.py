@@ -1,0 +1,95 @@
+"""One name for each module, where LoRAs that are to be summed call it differently."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from copier.checkpoint.family import Family
+from copier.checkpoint.lora_names import TRANSFORMERS
+from copier.checkpoint.names import UNET_ENDS, UNET_RESNET
+from copier.errors import BadInput
+
+_LEVEL_PART = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
+_SAMPLER = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(?:down|up)samplers_0_conv")
+_MIDDLE = re.compile(r"lora_unet_mid_block_(attentions|resnets)_(\d+)_(.+)")
+_ENDS = {
+    f"lora_unet_{ours}".replace(".", "_"): f"lora_unet_{theirs}".replace(".", "_")
+    for theirs, ours in (
+        *UNET_ENDS,
+        ("label_emb.0.0", "add_embedding.linear_1"),
+        ("label_emb.0.2", "add_embedding.linear_2"),
+    )
+}
+_INSIDE = {ours: theirs.replace(".", "_") for theirs, ours in UNET_RESNET}
+_INSIDE["conv_shortcut"] = "skip_connection"
+_TRANSFORMER_PREFIXES = {
+    "transformer.": "lora_transformer_",
+    "lycoris_": "lora_transformer_",
+    "text_encoder.": "lora_te1_",
+    "text_encoder_2.": "lora_te2_",
+}
+_NATIVE_TRANSFORMER = re.compile(r"lora_unet_(double|single|joint)_blocks_")
+_DIFFUSERS_TRANSFORMER = re.compile(r"lora_transformer_|transformer\.|lycoris_")
+
+
+def common_names(sources: Sequence[Collection[str]], family: Family) -> Sequence[Mapping[str, str]]:
+    """For each LoRA, its modules' names -> the names under which the LoRAs can be summed.
+
+    They are the names given, unless two LoRAs call one module differently; then one of the names is
+    taken for all: of SDXL's U-Net LDM's, which kohya writes, of SD3's and FLUX's transformers OneTrainer's
+    ``lora_transformer_`` for ``transformer.``.
+
+    Raises:
+        BadInput: one LoRA has q, k and v in one module (kohya's of SD3 and FLUX), another apart
+            (diffusers'); or a LoRA itself calls one module by two names.
+    """
+    fused, apart = (
+        [any(map(pattern.match, names)) for names in sources]
+        for pattern in (_NATIVE_TRANSFORMER, _DIFFUSERS_TRANSFORMER)
+    )
+    if any(fused) and any(apart) and len(sources) > 1:
+        raise BadInput(
+            "of these LoRAs some change q, k and v as one module (kohya's names, lora_unet_...), others "
+            "apart (diffusers' names, transformer....): convert one of them, with sd-scripts' "
+            "networks/convert_flux_lora.py, or merge both into a checkpoint and extract a LoRA from it"
+        )
+    shared = {name: _shared_name(name, family) for names in sources for name in names}
+    if len(set(shared.values())) == len(shared):
+        return [{name: name for name in names} for names in sources]
+    for names in sources:
+        twice = [name for name, count in Counter(shared[name] for name in names).items() if count > 1]
+        if twice:
+            raise BadInput(f"one LoRA has the module {twice[0]!r} under two names: its file is damaged")
+    return [{name: shared[name] for name in names} for names in sources]
+
+
+def _shared_name(name: str, family: Family) -> str:
+    if family in TRANSFORMERS:
+        start = next((start for start in _TRANSFORMER_PREFIXES if name.startswith(start)), "")
+        return _TRANSFORMER_PREFIXES.get(start, "") + name.removeprefix(start).replace(".", "_")
+    if family is Family.SDXL:
+        return _native_unet_name(name)
+    return re.sub(r"^lora_te1_", "lora_te_", name)
+
+
+def _native_unet_name(name: str) -> str:
+    """LDM's name of a module of SDXL's U-Net, which has three levels, attention at the inner two."""
+    if name in _ENDS:
+        return _ENDS[name]
+    if match := _MIDDLE.fullmatch(name):
+        kind, number, inside = match.groups()
+        place = 1 if kind == "attentions" else 2 * int(number)
+        return f"lora_unet_middle_block_{place}_{_INSIDE.get(inside, inside)}"
+    if match := _SAMPLER.fullmatch(name):
+        last = 3 * int(match[2]) + 2
+        down = match[1] == "down"
+        return f"lora_unet_input_blocks_{last + 1}_0_op" if down else f"lora_unet_output_blocks_{last}_2_conv"
+    if match := _LEVEL_PART.fullmatch(name):
+        way, level, kind, layer, inside = match.groups()
+        side, first = ("input", 1) if way == "down" else ("output", 0)
+        place = 1 if kind == "attentions" else 0
+        number = first + 3 * int(level) + int(layer)
+        return f"lora_unet_{side}_blocks_{number}_{place}_{_INSIDE.get(inside, inside)}"
+    return name
