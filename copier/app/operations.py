@@ -13,9 +13,11 @@ from copier.app.service import check_device, check_output
 from copier.codec import recipe_from_text, recipe_to_json
 from copier.errors import BadInput, CopierError
 from copier.ops import combine as combining
+from copier.ops import extract as extracting
 from copier.ops import inspect as inspecting
 from copier.ops import merge as merging
 from copier.ops import resize as resizing
+from copier.ops.extract import ExtractReport
 from copier.ops.report import OperationReport
 from copier.pipeline.results import RECIPE_KEY
 from copier.progress import CancelToken, Observer, ignore
@@ -127,6 +129,45 @@ def merge(
         out,
         dtype=dtype,
         device=chosen_device(device),
+        overwrite=overwrite,
+        observer=observer,
+        cancel=cancel,
+    )
+
+
+def extract(
+    tuned: Path,
+    base: Path,
+    out: Path,
+    *,
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    sv_ratio: float | None = None,
+    sv_fro: float | None = None,
+    sv_cumulative: float | None = None,
+    max_rank: int | None = None,
+    dtype: str = "fp16",
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
+) -> ExtractReport:
+    """``copier.ops.extract.extract`` on ``device`` (auto, cpu, cuda)."""
+    check_tensors_output(out, overwrite=overwrite)
+    return extracting.extract(
+        tuned,
+        base,
+        out,
+        rank=rank,
+        conv_rank=conv_rank,
+        sv_ratio=sv_ratio,
+        sv_fro=sv_fro,
+        sv_cumulative=sv_cumulative,
+        max_rank=max_rank,
+        dtype=dtype,
+        device=chosen_device(device),
+        threads=threads,
         overwrite=overwrite,
         observer=observer,
         cancel=cancel,

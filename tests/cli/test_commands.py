@@ -22,7 +22,7 @@ from copier.codec import builtin_recipes, recipe_from_json
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("demo", "run", "recipes", "generate", "edit", "evaluate"),
-    *("difference", "combine", "resize", "merge", "inspect"),
+    *("difference", "combine", "resize", "merge", "extract", "inspect"),
     *("cache list", "cache prune", "pocket install"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,12 @@ from copier.cli.text import size, table
 from copier.errors import BadInput
 
 if TYPE_CHECKING:
-    from copier.app.operations import OperationReport
+    from copier.app.operations import ExtractReport, OperationReport
 
 _LORA_DTYPES = ("fp16", "bf16", "fp32")
+_RULES = ("rank", "sv_ratio", "sv_fro", "sv_cumulative")
+_LISTED = 6
+"""Tensors of one kind that are named on standard error; the JSON has all."""
 
 
 def register(commands: Commands) -> None:
@@ -23,6 +27,7 @@ def register(commands: Commands) -> None:
     _register_combine(commands)
     _register_resize(commands)
     _register_merge(commands)
+    _register_extract(commands)
     _register_inspect(commands)
 
 
@@ -44,6 +49,31 @@ def _ranks(parser: Parser) -> None:
     parser.add_argument(
         "--conv-rank", type=positive, metavar="N", help="rank of 3x3 convolutions (default: as --rank)"
     )
+
+
+def _rules(parser: Parser) -> None:
+    rules = parser.add_argument_group("the rule (exactly one)")
+    rules.add_argument("--rank", type=positive, metavar="N", help="this rank everywhere")
+    rules.add_argument(
+        "--sv-ratio", type=finite, metavar="X", help="keep singular values above the largest one / X"
+    )
+    rules.add_argument(
+        "--sv-fro", type=finite, metavar="X", help="keep this share of the Frobenius norm, 0 to 1"
+    )
+    rules.add_argument(
+        "--sv-cumulative", type=finite, metavar="X", help="keep this share of the singular values' sum"
+    )
+    parser.add_argument("--max-rank", type=positive, metavar="N", help="at most this rank")
+
+
+def _rule(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The rule and its value by the name that the operations have for it; exactly one must be given."""
+    rules = {name: getattr(arguments, name) for name in _RULES}
+    given = [f"--{name.replace('_', '-')}" for name, value in rules.items() if value is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are given" if given else "no rule is given"
+        raise BadInput(f"{what}: give exactly one of --rank, --sv-ratio, --sv-fro, --sv-cumulative")
+    return rules
 
 
 def _register_difference(commands: Commands) -> None:
@@ -156,28 +186,13 @@ def _register_resize(commands: Commands) -> None:
         _resize,
     )
     parser.add_argument("lora", type=Path, metavar="LORA", help="the LoRA to truncate")
-    rules = parser.add_argument_group("the rule (exactly one)")
-    rules.add_argument("--rank", type=positive, metavar="N", help="this rank everywhere")
-    rules.add_argument(
-        "--sv-ratio", type=finite, metavar="X", help="keep singular values above the largest one / X"
-    )
-    rules.add_argument(
-        "--sv-fro", type=finite, metavar="X", help="keep this share of the Frobenius norm, 0 to 1"
-    )
-    rules.add_argument(
-        "--sv-cumulative", type=finite, metavar="X", help="keep this share of the singular values' sum"
-    )
-    parser.add_argument("--max-rank", type=positive, metavar="N", help="at most this rank")
+    _rules(parser)
     parser.add_argument("--conv-rank", type=positive, metavar="N", help="rank of 3x3 convolutions")
     _output(parser)
 
 
 def _resize(arguments: argparse.Namespace, session: Session) -> Answer:
-    rules = {name: getattr(arguments, name) for name in ("rank", "sv_ratio", "sv_fro", "sv_cumulative")}
-    given = [f"--{name.replace('_', '-')}" for name, value in rules.items() if value is not None]
-    if len(given) != 1:
-        what = f"{' and '.join(given)} are given" if given else "no rule is given"
-        raise BadInput(f"{what}: give exactly one of --rank, --sv-ratio, --sv-fro, --sv-cumulative")
+    rules = _rule(arguments)
     from copier.app import operations
 
     return _answer(
@@ -233,7 +248,73 @@ def _merge(arguments: argparse.Namespace, session: Session) -> Answer:
     )
 
 
-def _answer(report: OperationReport) -> Answer:
+def _register_extract(commands: Commands) -> None:
+    parser = commands.add(
+        "extract",
+        "the LoRA that turns one checkpoint into another",
+        """
+        Write the LoRA that is closest to TUNED - BASE, two checkpoints of one family. Use it to carry what a
+        fine-tuned checkpoint learnt to other checkpoints, in a small file. Every tensor of both is compared;
+        what differs and is not in the LoRA is listed. Without --conv-rank it has the modules that kohya
+        trains by default, text encoders included; with it also residual blocks and samplers.
+        --sv-cumulative looks at all singular values, which takes minutes.
+        """,
+        (
+            "extract tuned.safetensors base.safetensors -o change.safetensors --rank 16",
+            "extract tuned.safetensors base.safetensors -o change.safetensors --rank 32 --conv-rank 8",
+            "extract tuned.safetensors base.safetensors -o change.safetensors --sv-fro 0.9 --max-rank 64",
+        ),
+        _extract,
+    )
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="the checkpoint to get to")
+    parser.add_argument("base", type=Path, metavar="BASE", help="the checkpoint to start from")
+    _rules(parser)
+    parser.add_argument(
+        "--conv-rank",
+        type=positive,
+        metavar="N",
+        help="rank of 3x3 convolutions (default: residual blocks and samplers are left out)",
+    )
+    _output(parser)
+
+
+def _extract(arguments: argparse.Namespace, session: Session) -> Answer:
+    rules = _rule(arguments)
+    from copier.app import operations
+
+    report = operations.extract(
+        arguments.tuned,
+        arguments.base,
+        arguments.out,
+        **rules,
+        max_rank=arguments.max_rank,
+        conv_rank=arguments.conv_rank,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        threads=arguments.threads,
+        overwrite=arguments.overwrite,
+        observer=session.progress,
+        cancel=session.stoppable(),
+    )
+    for line in _left_out(report):
+        session.note(line)
+    rows = [("certified", f"at most {max(report.bounds.values()):.4f} x the smallest possible error")]
+    return _answer(report, rows)
+
+
+def _left_out(report: ExtractReport) -> list[str]:
+    """What differs and is not in the LoRA: a line for each reason, with the first few names."""
+    keys: dict[str, list[str]] = {}
+    for one in report.left_out:
+        keys.setdefault(one.why.value, []).append(f"{one.key} {list(one.shape)}")
+    lines = []
+    for why, names in keys.items():
+        more = f" and {len(names) - _LISTED} more (--json lists all)" if len(names) > _LISTED else ""
+        lines.append(f"not in the LoRA, {len(names)} tensors {why}: {', '.join(names[:_LISTED])}{more}")
+    return lines
+
+
+def _answer(report: OperationReport, more: Sequence[tuple[str, str]] = ()) -> Answer:
     ranks = ", ".join(
         f"{kind} {low}" if low == high else f"{kind} {low} to {high}"
         for kind, (low, high) in report.ranks.items()
@@ -246,7 +327,7 @@ def _answer(report: OperationReport) -> Answer:
     ]
     if report.operation != "merge":
         rows.append(("thrown away", f"{100 * report.residual:.3g} % of the norm"))
-    rows.append(("took", f"{report.seconds:.1f} s"))
+    rows += [*more, ("took", f"{report.seconds:.1f} s")]
     return Answer(report.to_json(), table(rows))
 
 

@@ -1,0 +1,490 @@
+"""The LoRA that turns one checkpoint into another, extracted tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from copier.algebra.delta import LowRankDelta
+from copier.algebra.lora import LoraWeights
+from copier.algebra.randomised import PIECE, Approximation, approximate, squared_norm
+from copier.algebra.truncation import RankRule
+from copier.checkpoint.dtypes import chosen_dtype, torch_dtype
+from copier.checkpoint.family import Family, Kind, detect
+from copier.checkpoint.header import Header, TensorInfo, read_header
+from copier.checkpoint.names import kohya_modules
+from copier.checkpoint.reader import TensorReader
+from copier.digest import file_digest
+from copier.errors import BadInput
+from copier.ops.lora_file import network_metadata, write_lora
+from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
+from copier.progress import CancelToken, Observer, ProgressEvent, ignore
+
+_FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+_CONV_PART = re.compile(r"\.(in_layers|out_layers|emb_layers|skip_connection|op|conv)\.")
+"""LDM's residual blocks and samplers, which kohya's networks have only with a conv rank."""
+
+
+class Why(enum.Enum):
+    """Why a tensor of the two checkpoints is not in the LoRA."""
+
+    ONLY_TUNED = "only in the tuned checkpoint"
+    ONLY_BASE = "only in the base checkpoint"
+    SHAPE = "of different shape in the two"
+    NO_LORA = "changed, but no LoRA can carry it"
+    NO_CONV_RANK = "changed, but carried only with a rank for convolutions"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor that differs between the two checkpoints and is not in the LoRA; its shape, and why."""
+
+    key: str
+    shape: tuple[int, ...]
+    why: Why
+
+
+@dataclass(frozen=True)
+class ExtractReport(OperationReport):
+    """What an extraction wrote and lost.
+
+    ``residuals`` and ``residual`` are relative to the difference of the modules in the LoRA. No LoRA of the
+    same ranks has a residual below ``residuals[name] / bounds[name]`` (``copier.algebra.randomised``).
+    ``unchanged`` counts modules whose weights are the same in both.
+    """
+
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    unchanged: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as an object that ``json.dumps`` takes."""
+        return {
+            **super().to_json(),
+            "bound": max(self.bounds.values()),
+            "unchanged": self.unchanged,
+            "left_out": [
+                {"key": one.key, "shape": list(one.shape), "why": one.why.value} for one in self.left_out
+            ],
+        }
+
+
+def extract(
+    tuned: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    sv_ratio: float | None = None,
+    sv_fro: float | None = None,
+    sv_cumulative: float | None = None,
+    max_rank: int | None = None,
+    dtype: str = "fp16",
+    device: str = "cpu",
+    threads: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    digest: Digest = file_digest,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
+) -> ExtractReport:
+    """Write the LoRA that is closest to tuned - base, of the ranks that one of rank and sv_... chooses.
+
+    The rules are those of ``RankRule``; a rank beyond what a weight can have is cut to that. The modules
+    are those that kohya trains; with ``conv_rank`` also residual blocks and samplers, whose kernels larger
+    than 1x1 get that rank. Every tensor of both files is compared, and what differs without being in the
+    LoRA is listed in the report.
+
+    A few tensors are in memory at a time: ``threads`` modules (default: torch's number of threads; on another
+    device than the CPU one) are worked on, each by one thread, while two more threads compute the digests.
+    ``observer`` hears of every tensor; ``cancel`` is asked between them.
+
+    Raises:
+        BadInput: no rule or several, no such file, no two checkpoints of one family, no difference that a
+            LoRA can carry, NaN or infinite weights, values that the dtype cannot hold, an output that exists
+            (without ``overwrite``) or is an input; no file is left.
+        BadCheckpoint: a damaged file.
+        Cancelled: ``cancel`` was set; no file is left.
+    """
+    started = time.perf_counter()
+    rule = RankRule(
+        rank=rank, sv_ratio=sv_ratio, sv_fro=sv_fro, sv_cumulative=sv_cumulative, max_rank=max_rank
+    )
+    conv_rule = None if conv_rank is None else RankRule(rank=conv_rank)
+    chosen_dtype(dtype)
+    refuse_own_input(out, [tuned, base])
+    headers = Path(tuned), read_header(tuned), Path(base), read_header(base)
+    family = _common_family(*headers)
+    plan = _plan(headers[1], headers[3], rule, conv_rule)
+    workers = 1 if device != "cpu" else threads or torch.get_num_threads()
+    with ThreadPoolExecutor(2) as hashing:
+        digests = [hashing.submit(digest, path) for path in (tuned, base)]
+        outcomes = _all_compared(tuned, base, plan, device, workers, observer, cancel)
+        inputs = tuple(
+            InputFile(str(path), one.result()) for path, one in zip((tuned, base), digests, strict=True)
+        )
+    modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
+    unchanged = sum(outcome.unchanged for outcome in outcomes)
+    left_out = (*plan.left_out, *(outcome.left_out for outcome in outcomes if outcome.left_out is not None))
+    if not modules:
+        raise BadInput(_nothing(unchanged, left_out))
+    weights = LoraWeights({name: one.delta for name, one in modules.items()})
+    norm = math.hypot(*(one.norm for one in modules.values()))
+    residual = math.hypot(*(one.lost for one in modules.values())) / norm
+    bounds = {name: one.bound for name, one in modules.items()}
+    what = {
+        "operation": "extract",
+        "inputs": [file.named for file in inputs],
+        "residual": residual,
+        "bound": max(bounds.values()),
+    }
+    described = {
+        **network_metadata(weights, name=Path(out).stem, family=family),
+        "ss_sd_model_name": Path(base).name,
+        "ss_sd_model_hash": _short_hash(base),
+        "ss_new_sd_model_hash": inputs[1].sha256,
+        "copier_operation": json.dumps(what, sort_keys=True),
+        **(metadata or {}),
+    }
+    if cancel is not None:
+        cancel.check()
+    write_lora(out, weights, described, dtype=dtype, overwrite=overwrite)
+    return ExtractReport(
+        operation="extract",
+        inputs=inputs,
+        output=str(out),
+        changed=len(weights),
+        ranks=rank_ranges(weights.items()),
+        residual=residual,
+        seconds=time.perf_counter() - started,
+        residuals={name: one.lost / one.norm for name, one in modules.items()},
+        bounds=bounds,
+        unchanged=unchanged,
+        left_out=left_out,
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tensor ``key`` of a checkpoint, or ``rows`` of it: the first, and the one after the last."""
+
+    key: str
+    rows: tuple[int, int] | None = None
+
+
+def written_names(checkpoint: Header) -> Mapping[str, Target]:
+    """The name that a written LoRA has for each weight of the checkpoint that it can change."""
+    family = detect(checkpoint).family
+    if family is not Family.SD1:
+        raise BadInput(f"the checkpoints are of the family {family.name}: only SD1 is supported so far")
+    return {
+        name: Target(module.ldm)
+        for name, module in kohya_modules().items()
+        if module.ldm in checkpoint.tensors
+    }
+
+
+def _common_family(tuned: Path, theirs: Header, base: Path, ours: Header) -> Family:
+    identities = []
+    for path, header in ((tuned, theirs), (base, ours)):
+        identity = detect(header)
+        if identity.kind is not Kind.CHECKPOINT:
+            raise BadInput(f"{path.name!r} is no checkpoint (it is: {identity.kind.value})")
+        if "quantised" in identity.details:
+            raise BadInput(f"{path.name!r} is quantised with {identity.details['quantised']}")
+        identities.append(identity)
+    if identities[0].family is not identities[1].family:
+        raise BadInput(
+            f"{tuned.name!r} is {identities[0].family.name}, {base.name!r} is {identities[1].family.name}: "
+            "use two checkpoints of one family"
+        )
+    return identities[0].family
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module of the LoRA to be: its name, the rows of the tensor that it changes, and its rule."""
+
+    name: str
+    rows: tuple[int, int] | None
+    rule: RankRule
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A tensor that both files have: the modules that change it, or why there are none."""
+
+    key: str
+    shape: tuple[int, ...]
+    modules: tuple[_Module, ...]
+    why: Why
+
+
+@dataclass(frozen=True)
+class _Plan:
+    tasks: tuple[_Task, ...]
+    left_out: tuple[LeftOut, ...]
+    largest: int
+    """Elements of the largest tensor that modules change."""
+
+
+def _plan(tuned: Header, base: Header, rule: RankRule, conv_rule: RankRule | None) -> _Plan:
+    """What is to be done, from the headers alone, in the order of the tuned file."""
+    targets: dict[str, list[tuple[str, Target]]] = {}
+    for name, target in written_names(base).items():
+        targets.setdefault(target.key, []).append((name, target))
+    tasks, left_out = [], []
+    for key, info in tuned.tensors.items():
+        other = base.tensors.get(key)
+        if other is None:
+            left_out.append(LeftOut(key, info.shape, Why.ONLY_TUNED))
+        elif _plain(info.shape) != _plain(other.shape):
+            left_out.append(LeftOut(key, info.shape, Why.SHAPE))
+        else:
+            tasks.append(_task(key, info, other, targets.get(key, []), rule, conv_rule))
+    left_out += [
+        LeftOut(key, info.shape, Why.ONLY_BASE)
+        for key, info in base.tensors.items()
+        if key not in tuned.tensors
+    ]
+    sizes = [math.prod(task.shape) for task in tasks if task.modules]
+    return _Plan(tuple(tasks), tuple(left_out), max(sizes, default=0))
+
+
+def _task(
+    key: str,
+    tuned: TensorInfo,
+    base: TensorInfo,
+    targets: Sequence[tuple[str, Target]],
+    rule: RankRule,
+    conv_rule: RankRule | None,
+) -> _Task:
+    if not targets or tuned.dtype not in _FLOATS or base.dtype not in _FLOATS or 0 in base.shape:
+        return _Task(key, base.shape, (), Why.NO_LORA)
+    if conv_rule is None and _CONV_PART.search(key):
+        return _Task(key, base.shape, (), Why.NO_CONV_RANK)
+    kernel = any(size > 1 for size in base.shape[2:])
+    chosen = conv_rule if kernel and conv_rule is not None else rule
+    modules = tuple(_Module(name, target.rows, chosen) for name, target in targets)
+    return _Task(key, base.shape, modules, Why.NO_LORA)
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without axes of size 1 at its end: a 1x1 convolution may be stored as linear."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+@dataclass(frozen=True, eq=False)
+class _Extracted:
+    delta: LowRankDelta
+    norm: float
+    lost: float
+    bound: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What became of one task."""
+
+    modules: Mapping[str, _Extracted] = field(default_factory=dict)
+    unchanged: int = 0
+    left_out: LeftOut | None = None
+
+
+def _all_compared(
+    tuned: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    plan: _Plan,
+    device: str,
+    workers: int,
+    observer: Observer,
+    cancel: CancelToken | None,
+) -> list[_Outcome]:
+    """Every task's outcome, in order."""
+    idle = [_Worker(tuned, base, plan.largest, device) for _ in range(workers)]
+
+    def work(task: _Task) -> _Outcome:
+        worker = idle.pop()  # there are as many as threads
+        try:
+            return worker.compared(task)
+        finally:
+            idle.append(worker)
+
+    outcomes = []
+    with contextlib.ExitStack() as stack:
+        for worker in idle:
+            stack.enter_context(worker)
+        pool = stack.enter_context(_single_threaded(workers))
+        running = [pool.submit(work, task) for task in plan.tasks]
+        stack.callback(_cancel_all, running)
+        for number, one in enumerate(running, start=1):
+            if cancel is not None:
+                cancel.check()
+            outcomes.append(one.result())
+            observer(ProgressEvent("extract", step=number, steps=len(running)))
+    return outcomes
+
+
+def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
+    for one in running:
+        one.cancel()
+
+
+@contextlib.contextmanager
+def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in each of which torch uses that thread alone.
+
+    Many modules are small, and teams of threads on cores that are busy with hashing wait for each other.
+    """
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        # Each thread has a number of its own; this is for those that start later.
+        torch.set_num_threads(before)
+
+
+class _Worker:
+    """Two open files, and memory for one difference that is used again and again."""
+
+    def __init__(
+        self, tuned: str | os.PathLike[str], base: str | os.PathLike[str], largest: int, device: str
+    ) -> None:
+        self._files = contextlib.ExitStack()
+        with self._files:
+            self._tuned = self._files.enter_context(TensorReader(tuned))
+            self._base = self._files.enter_context(TensorReader(base))
+            self._device = device
+            self._difference = torch.empty(largest, dtype=torch.float32)
+            self._scratch = torch.empty(PIECE, dtype=torch.float32)
+            self._files = self._files.pop_all()
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def compared(self, task: _Task) -> _Outcome:
+        """The modules of a task, or what differs without a module."""
+        if not task.modules:
+            same = all(_same(one, other) for one, other in self._pairs(task.key))
+            return _Outcome(left_out=None if same else LeftOut(task.key, task.shape, task.why))
+        matrix, energy = self._subtract(task)
+        if energy == 0.0:
+            return _Outcome(unchanged=len(task.modules))
+        if not math.isfinite(energy):
+            self._refuse_values(task.key)
+        modules, unchanged = {}, 0
+        for module in task.modules:
+            part, norm = matrix, energy
+            if module.rows is not None:
+                part = matrix[slice(*module.rows)]
+                norm = squared_norm(part)
+            if norm == 0.0:
+                unchanged += 1
+                continue
+            found = approximate(part.to(self._device), module.rule, seed=_seed(module.name), energy=norm)
+            modules[module.name] = _extracted(found, task.shape[1:])
+        return _Outcome(modules=modules, unchanged=unchanged)
+
+    def _subtract(self, task: _Task) -> tuple[torch.Tensor, float]:
+        """tuned - base as a float32 matrix (out, in * height * width), and its squared norm.
+
+        The matrix is valid until the next call.
+        """
+        whole = self._difference[: math.prod(task.shape)]
+        position, energy = 0, 0.0
+        for one, other in self._pairs(task.key):
+            count = one.numel()
+            piece, scratch = whole[position : position + count], self._scratch[:count]
+            if torch.float64 in (one.dtype, other.dtype):
+                piece.copy_(one.double() - other.double())
+            else:
+                # Converting with copy_ and then subtracting in float32 is four times as fast as at once.
+                piece.copy_(one)
+                piece.sub_(scratch.copy_(other))
+            energy += float(torch.dot(piece, piece))
+            position += count
+        return whole.view(task.shape[0], -1), energy
+
+    def _pairs(self, key: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(_pieces(self._tuned, key), _pieces(self._base, key), strict=True)
+
+    def _refuse_values(self, key: str) -> None:
+        for reader in (self._tuned, self._base):
+            if not all(bool(torch.isfinite(piece.float()).all()) for piece in _pieces(reader, key)):
+                raise BadInput(
+                    f"{key!r} in {reader.path.name!r} has NaN or infinite weights: the checkpoint is broken"
+                )
+        raise BadInput(
+            f"the difference of {key!r} is so large that its square is no float32: these are no two "
+            "checkpoints of one model"
+        )
+
+
+def _pieces(reader: TensorReader, key: str) -> Iterator[torch.Tensor]:
+    """The elements of a tensor, ``PIECE`` at a time, in the file's dtype; each valid until the next."""
+    dtype = torch_dtype(reader.info(key).dtype)
+    for chunk in reader.raw(key):
+        yield from torch.split(torch.frombuffer(chunk, dtype=torch.uint8).view(dtype), PIECE)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype is not other.dtype:
+        return torch.equal(one.double(), other.double())
+    wide = torch.int64 if one.nbytes % 8 == 0 else torch.uint8
+    return torch.equal(one.view(wide), other.view(wide))
+
+
+def _extracted(found: Approximation, inner: tuple[int, ...]) -> _Extracted:
+    """As a delta of scale 1, whose two factors share the singular values evenly."""
+    roots = found.values.sqrt()
+    rank = roots.numel()
+    up, down = found.left * roots, roots[:, None] * found.right
+    return _Extracted(
+        LowRankDelta(
+            up=up.reshape(*up.shape, *([1] * len(inner[1:]))).cpu(),
+            down=down.reshape(rank, *inner).cpu(),
+            alpha=float(rank),
+        ),
+        norm=found.norm,
+        lost=found.lost,
+        bound=found.bound,
+    )
+
+
+def _seed(name: str) -> int:
+    """The same for a module whatever else is extracted."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+def _short_hash(path: str | os.PathLike[str]) -> str:
+    """The hash of 64 kB of the file, as A1111 and sd-scripts' ``train_util.model_hash`` compute it."""
+    with open(path, "rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def _nothing(unchanged: int, left_out: Sequence[LeftOut]) -> str:
+    text = f"the checkpoints have the same weights in all {unchanged} modules that the LoRA would have"
+    if left_out:
+        text += f" ({len(left_out)} other tensors differ, {left_out[0].key!r} is {left_out[0].why.value})"
+    return f"{text}: there is nothing to extract"
