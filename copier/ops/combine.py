@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from copier.algebra import arithmetic
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
-from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_all
+from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_sum
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.lora_file import common_family, derived_metadata, read_lora, write_lora
@@ -122,12 +122,12 @@ def _combine(
     sources = [read_lora(path, device=device) for path, _ in loras]
     common_family(sources)
     terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
-    total = arithmetic.combine(terms)
     if exact:
+        total = arithmetic.combine(terms)
         result = Resized(total, no_residuals(total))
     else:
         inputs = [source.weights for source in sources]
-        result = truncate_all(total, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank))
+        result = truncate_sum(terms, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank))
     files = tuple(InputFile(str(path), digest(path), ratio) for path, ratio in loras)
     what = {
         "operation": operation,
