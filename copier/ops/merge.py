@@ -8,8 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -26,6 +25,7 @@ from copier.checkpoint.targets import Target
 from copier.checkpoint.writer import TensorWriter, tensor_bytes
 from copier.digest import file_digest
 from copier.errors import BadInput
+from copier.ops.digests import described_inputs
 from copier.ops.lora_file import STALE_HASHES
 from copier.ops.lora_reader import LoraReader
 from copier.ops.report import (
@@ -93,14 +93,14 @@ def merge(
         reader = stack.enter_context(TensorReader(checkpoint))
         opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
         additions = _additions(reader, opened, blocks)
-        files = _inputs(checkpoint, loras)
+        everything = [(checkpoint, 1.0), *loras]
+        hashes = stack.enter_context(described_inputs(everything, digest))
+        # What is written first must be as long as what is known in the end.
+        files = tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in everything)
         plan = _plan(reader, dtype)
         with TensorWriter(out, plan, _metadata(reader, files, metadata), overwrite=overwrite) as writer:
-            hashing = ThreadPoolExecutor(1, "digest")
-            stack.callback(hashing.shutdown, cancel_futures=True)
-            digests = hashing.map(digest, [file.path for file in files])
             _Merger(reader, additions, device).write(writer, plan, observer, cancel)
-            files = tuple(replace(file, sha256=known) for file, known in zip(files, digests, strict=True))
+            files = hashes()
             writer.restate(_metadata(reader, files, metadata))
         merged = [one for several in additions.values() for one in several]
         ranks = rank_ranges((one.module, one.lora.outlines[one.module]) for one in merged)
@@ -113,14 +113,6 @@ def merge(
         residual=0.0,
         seconds=time.perf_counter() - started,
     )
-
-
-def _inputs(
-    checkpoint: str | os.PathLike[str], loras: Sequence[tuple[str | os.PathLike[str], float]]
-) -> tuple[InputFile, ...]:
-    """The input files, with a stand-in for the digests, which are computed beside the merge."""
-    paths = [(checkpoint, 1.0), *loras]
-    return tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in paths)
 
 
 def _metadata(

@@ -235,7 +235,8 @@ def renamed(spec: Spec, draw: random.Random) -> None:
 def odd_metadata(spec: Spec, draw: random.Random) -> None:
     spec.metadata = draw.choice([
         {}, [], "text", 7, {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"ss_network_args": "{"},
-        {"a": "x" * 100_000}, {"copier_recipe": "{"}, {"modelspec.architecture": "flux-1-dev/lora"}, {"ss_v2": "True"}, {"": ""},
+        {"a": "x" * 100_000}, {"copier_recipe": "{"}, {"modelspec.architecture": "flux-1-dev/lora"},
+        {"ss_v2": "True"}, {"": ""},
     ])  # fmt: skip
 
 
