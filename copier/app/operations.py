@@ -5,9 +5,11 @@ Everything that can be refused is refused before the first byte is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect as inspection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from copier.app.service import check_device, check_output
 from copier.codec import recipe_from_text, recipe_to_json
@@ -17,161 +19,32 @@ from copier.ops import extract as extracting
 from copier.ops import inspect as inspecting
 from copier.ops import merge as merging
 from copier.ops import resize as resizing
-from copier.ops.extract import ExtractReport
 from copier.ops.report import OperationReport
 from copier.pipeline.results import RECIPE_KEY
-from copier.progress import CancelToken, Observer, ignore
 
-Weighted = Sequence[tuple[Path, float]]
-
-
-def difference(
-    minuend: Path,
-    subtrahend: Path,
-    out: Path,
-    *,
-    ratios: tuple[float, float] = (1.0, -1.0),
-    rank: int | None = None,
-    conv_rank: int | None = None,
-    exact: bool = False,
-    dtype: str = "fp16",
-    device: str = "auto",
-    overwrite: bool = False,
-) -> OperationReport:
-    """``copier.ops.combine.difference`` on ``device`` (auto, cpu, cuda)."""
-    check_tensors_output(out, overwrite=overwrite)
-    return combining.difference(
-        minuend,
-        subtrahend,
-        out,
-        ratios=ratios,
-        rank=rank,
-        conv_rank=conv_rank,
-        exact=exact,
-        dtype=dtype,
-        device=chosen_device(device),
-        overwrite=overwrite,
-    )
+Given = ParamSpec("Given")
+Report = TypeVar("Report", bound=OperationReport)
 
 
-def combine(
-    loras: Weighted,
-    out: Path,
-    *,
-    rank: int | None = None,
-    conv_rank: int | None = None,
-    exact: bool = False,
-    dtype: str = "fp16",
-    device: str = "auto",
-    overwrite: bool = False,
-) -> OperationReport:
-    """``copier.ops.combine.combine`` on ``device`` (auto, cpu, cuda)."""
-    check_tensors_output(out, overwrite=overwrite)
-    return combining.combine(
-        loras,
-        out,
-        rank=rank,
-        conv_rank=conv_rank,
-        exact=exact,
-        dtype=dtype,
-        device=chosen_device(device),
-        overwrite=overwrite,
-    )
+def _served(operation: Callable[Given, Report]) -> Callable[Given, Report]:
+    """``operation`` with its output checked first and ``device`` chosen: auto (the default), cpu, cuda."""
+    signature = inspection.signature(operation)
+
+    @functools.wraps(operation)
+    def served(*arguments: Given.args, **options: Given.kwargs) -> Report:
+        given = signature.bind(*arguments, **options).arguments
+        check_tensors_output(Path(given["out"]), overwrite=bool(given.get("overwrite")))
+        options["device"] = chosen_device(str(given.get("device", "auto")))
+        return operation(*arguments, **options)
+
+    return served
 
 
-def resize(
-    lora: Path,
-    out: Path,
-    *,
-    rank: int | None = None,
-    conv_rank: int | None = None,
-    sv_ratio: float | None = None,
-    sv_fro: float | None = None,
-    sv_cumulative: float | None = None,
-    max_rank: int | None = None,
-    dtype: str = "fp16",
-    device: str = "auto",
-    overwrite: bool = False,
-) -> OperationReport:
-    """``copier.ops.resize.resize`` on ``device`` (auto, cpu, cuda)."""
-    check_tensors_output(out, overwrite=overwrite)
-    return resizing.resize(
-        lora,
-        out,
-        rank=rank,
-        conv_rank=conv_rank,
-        sv_ratio=sv_ratio,
-        sv_fro=sv_fro,
-        sv_cumulative=sv_cumulative,
-        max_rank=max_rank,
-        dtype=dtype,
-        device=chosen_device(device),
-        overwrite=overwrite,
-    )
-
-
-def merge(
-    checkpoint: Path,
-    loras: Weighted,
-    out: Path,
-    *,
-    dtype: str = "keep",
-    device: str = "auto",
-    overwrite: bool = False,
-    observer: Observer = ignore,
-    cancel: CancelToken | None = None,
-) -> OperationReport:
-    """``copier.ops.merge.merge`` on ``device`` (auto, cpu, cuda)."""
-    check_tensors_output(out, overwrite=overwrite)
-    return merging.merge(
-        checkpoint,
-        loras,
-        out,
-        dtype=dtype,
-        device=chosen_device(device),
-        overwrite=overwrite,
-        observer=observer,
-        cancel=cancel,
-    )
-
-
-def extract(
-    tuned: Path,
-    base: Path,
-    out: Path,
-    *,
-    rank: int | None = None,
-    conv_rank: int | None = None,
-    sv_ratio: float | None = None,
-    sv_fro: float | None = None,
-    sv_cumulative: float | None = None,
-    max_rank: int | None = None,
-    dtype: str = "fp16",
-    device: str = "auto",
-    threads: int | None = None,
-    overwrite: bool = False,
-    observer: Observer = ignore,
-    cancel: CancelToken | None = None,
-) -> ExtractReport:
-    """``copier.ops.extract.extract`` on ``device`` (auto, cpu, cuda)."""
-    check_tensors_output(out, overwrite=overwrite)
-    return extracting.extract(
-        tuned,
-        base,
-        out,
-        rank=rank,
-        conv_rank=conv_rank,
-        sv_ratio=sv_ratio,
-        sv_fro=sv_fro,
-        sv_cumulative=sv_cumulative,
-        max_rank=max_rank,
-        dtype=dtype,
-        device=chosen_device(device),
-        threads=threads,
-        overwrite=overwrite,
-        observer=observer,
-        cancel=cancel,
-    )
+difference = _served(combining.difference)
+combine = _served(combining.combine)
+resize = _served(resizing.resize)
+merge = _served(merging.merge)
+extract = _served(extracting.extract)
 
 
 def inspect(path: Path) -> dict[str, Any]:

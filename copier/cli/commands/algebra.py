@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from copier.cli.parser import Commands, Parser, finite, positive, weighted_file
 from copier.cli.session import Answer, Session
 from copier.cli.text import size, table
+from copier.digest import DigestMemory
 from copier.errors import BadInput
 
 if TYPE_CHECKING:
@@ -39,6 +40,20 @@ def _output(parser: Parser, dtypes: tuple[str, ...] = _LORA_DTYPES, default: str
         "--dtype", choices=dtypes, default=default, help=f"number format (default: {default})"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+
+def _writing(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the output is written."""
+    return {name: getattr(arguments, name) for name in ("dtype", "device", "overwrite")}
+
+
+def _watching(session: Session) -> dict[str, Any]:
+    """For work on checkpoints: it shows how far it is, can be stopped, and remembers digests of big files."""
+    return {
+        "observer": session.progress,
+        "cancel": session.stoppable(),
+        "digest": DigestMemory(session.settings.digests).digest,
+    }
 
 
 def _ranks(parser: Parser) -> None:
@@ -119,9 +134,7 @@ def _difference(arguments: argparse.Namespace, session: Session) -> Answer:
             rank=arguments.rank,
             conv_rank=arguments.conv_rank,
             exact=arguments.exact,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            overwrite=arguments.overwrite,
+            **_writing(arguments),
         )
     )
 
@@ -158,9 +171,7 @@ def _combine(arguments: argparse.Namespace, session: Session) -> Answer:
             rank=arguments.rank,
             conv_rank=arguments.conv_rank,
             exact=arguments.exact,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            overwrite=arguments.overwrite,
+            **_writing(arguments),
         )
     )
 
@@ -202,9 +213,7 @@ def _resize(arguments: argparse.Namespace, session: Session) -> Answer:
             **rules,
             max_rank=arguments.max_rank,
             conv_rank=arguments.conv_rank,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            overwrite=arguments.overwrite,
+            **_writing(arguments),
         )
     )
 
@@ -221,12 +230,21 @@ def _register_merge(commands: Commands) -> None:
         (
             "merge model.safetensors lora.safetensors -o merged.safetensors",
             "merge model.safetensors a.safetensors=0.6 b.safetensors=-0.3 -o merged.safetensors --dtype fp16",
+            "merge model.safetensors lora.safetensors -o merged.safetensors --blocks IN04=0.5,OUT03=0",
         ),
         _merge,
     )
     parser.add_argument("base", type=Path, metavar="CHECKPOINT", help="the checkpoint, .safetensors")
     parser.add_argument(
         "loras", nargs="+", type=weighted_file, metavar="LORA[=W]", help="a LoRA and its weight (default: 1)"
+    )
+    parser.add_argument(
+        "--blocks",
+        action="append",
+        default=[],
+        metavar="WEIGHTS",
+        help="weights by block: 17 or 26 numbers (SDXL: 12 or 20) with commas, or NAME=W,...; once for all "
+        "LoRAs, or once for each",
     )
     _output(parser, ("keep", *_LORA_DTYPES), "keep")
 
@@ -239,11 +257,9 @@ def _merge(arguments: argparse.Namespace, session: Session) -> Answer:
             arguments.base,
             arguments.loras,
             arguments.out,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            overwrite=arguments.overwrite,
-            observer=session.progress,
-            cancel=session.stoppable(),
+            **_writing(arguments),
+            blocks=arguments.blocks,
+            **_watching(session),
         )
     )
 
@@ -289,12 +305,9 @@ def _extract(arguments: argparse.Namespace, session: Session) -> Answer:
         **rules,
         max_rank=arguments.max_rank,
         conv_rank=arguments.conv_rank,
-        dtype=arguments.dtype,
-        device=arguments.device,
         threads=arguments.threads,
-        overwrite=arguments.overwrite,
-        observer=session.progress,
-        cancel=session.stoppable(),
+        **_writing(arguments),
+        **_watching(session),
     )
     for line in _left_out(report):
         session.note(line)
