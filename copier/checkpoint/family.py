@@ -101,7 +101,7 @@ _EARLY_NAME = re.compile(
     r"|(input|output)_blocks_(9|10|11)_|output_blocks_[6-8]_1_(norm|proj|transformer)"
 )
 """What SD1's and SD2's U-Nets have and SDXL's has not: four levels, transformers at the outermost."""
-_CROSS_NAME = re.compile(r"attn2_to_[kv]$")
+_CROSS_NAME = re.compile(r"attn2_(processor_)?to_[kv]$")
 _TEXT_LAYER = re.compile(r"^lora_te_text_model_encoder_layers_(\d+)_(?:self_attn_|mlp_fc1)")
 
 
@@ -288,7 +288,7 @@ def _lora_details(header: Header) -> Mapping[str, str]:
     kernels = {
         info.shape[2:]
         for key, info in header.tensors.items()
-        if key.endswith(".lora_down.weight") and len(info.shape) == 4
+        if key.endswith(_DOWN_ENDS) and len(info.shape) == 4
     }
     if kernels - {(1, 1)}:
         details["conv"] = "has convolutions (LoCon)"

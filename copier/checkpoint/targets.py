@@ -99,8 +99,9 @@ def _all_named(checkpoint: Header) -> Iterator[_Named]:
     shapes = {key: info.shape for key, info in checkpoint.tensors.items() if len(info.shape) >= 2}
     family = detect(checkpoint).family
     image = _image_names(shapes, family)
+    encoders = [one for one in TEXT_ENCODERS if one.family in (None, family)]
     for key, shape in shapes.items():
-        encoder = next((one for one in TEXT_ENCODERS if key.startswith(one.prefix)), None)
+        encoder = next((one for one in encoders if key.startswith(one.prefix)), None)
         if encoder is not None:
             yield from _text_names(encoder, key, shape, family)
         else:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from copier.algebra.lora import LoraWeights
-from copier.checkpoint.blocks import block_of
-from copier.checkpoint.family import Kind, detect
-from copier.checkpoint.names import kohya_modules
+from copier.checkpoint.blocks import block_of_module
+from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.reader import TensorReader
 from copier.ops.report import kind_of
 
@@ -22,7 +21,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Always: name, bytes, family, kind, layout, details, tensors (count), dtypes (count of each),
     metadata. For a LoRA in kohya's layout also: modules and ranks by kind ("text", "linear",
     "conv"; ranks as {rank: count}), alphas as {alpha: count}, norm (Frobenius, of the whole) and norms
-    (by block: BASE, IN00 to IN11, M00, OUT00 to OUT11, OTHER).
+    (by block, as ``block_of`` names them).
 
     Raises:
         BadInput: there is no such file.
@@ -44,17 +43,16 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         plain = identity.layout == "kohya" and not {"dora", "tucker"} & set(identity.details)
         if identity.kind is Kind.LORA and plain:
             tensors = {key: reader.tensor(key) for key in reader.header.tensors}
-            found.update(_describe(LoraWeights.from_tensors(tensors)))
+            found.update(_describe(LoraWeights.from_tensors(tensors), identity.family))
     return found
 
 
-def _describe(weights: LoraWeights) -> dict[str, Any]:
+def _describe(weights: LoraWeights, family: Family) -> dict[str, Any]:
     ranks: dict[str, Counter[int]] = defaultdict(Counter)
     squares: dict[str, float] = defaultdict(float)
     for name, delta in weights.items():
         ranks[kind_of(name, delta)][delta.rank] += 1
-        known = kohya_modules().get(name)
-        squares[block_of(known.ldm) if known else "OTHER"] += delta.frobenius() ** 2
+        squares[block_of_module(name, family)] += delta.frobenius() ** 2
     return {
         "modules": {kind: sum(counts.values()) for kind, counts in ranks.items()},
         "ranks": {kind: _texts(counts) for kind, counts in ranks.items()},

@@ -23,6 +23,8 @@ FILES = {
     "sdxl": models.sdxl_file(),
     "sd3": models.sd3_file(),
     "flux": models.flux_file(),
+    "sdxl refiner": models.unet((32, 64, 96, 96), (0, 4, 4, 0), linear=True, label=28)
+    | models.open_clip(TE1 + "model."),
     "sd1 alone, without prefix": models.unet(prefix=""),
     "sd3 alone, without prefix": models.sd3(prefix=""),
     "flux alone, without prefix": models.flux(prefix="", guidance=False),
@@ -205,6 +207,14 @@ def test_a_name_stands_for_its_weight(family, name, key, rows):
     assert module_targets(header(shapes))[name] == Target(full, rows)
 
 
+def test_a_text_encoder_whose_keys_lack_a_level_has_the_same_names():
+    prefix = "cond_stage_model.transformer."
+    short = {key.replace("text_model.", ""): shape for key, shape in models.clip(prefix).items()}
+    name = "lora_te_text_model_encoder_layers_1_mlp_fc1"
+    assert written_names(header(short))[name] == Target(f"{prefix}encoder.layers.1.mlp.fc1.weight")
+    assert len(written_names(header(short))) == len(written_names(header(models.clip(prefix)))) == 12
+
+
 @pytest.mark.parametrize("family", ["flux", "sd3"])
 def test_without_the_prefix_the_same_names_stand_for_the_same_weights(family):
     def image_names(prefix):
@@ -236,6 +246,10 @@ def test_the_same_module_has_a_name_where_the_order_is_the_same():
 
 
 WRITTEN = {
+    "sdxl refiner": [
+        "lora_unet_input_blocks_11_0_in_layers_2",
+        "lora_te_text_model_encoder_layers_1_self_attn_k_proj",
+    ],
     "sd1": ["lora_unet_down_blocks_0_resnets_0_conv1", "lora_te_text_model_encoder_layers_0_mlp_fc1"],
     "sd2": [
         "lora_unet_mid_block_attentions_0_proj_in",
