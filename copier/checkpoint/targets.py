@@ -43,7 +43,7 @@ _TRAINED_TRANSFORMER = re.compile(
 )
 _NOT_TRAINED_FLUX = "final_layer."
 _TRAINED_TEXT = re.compile(
-    r"text_model\.encoder\.layers\.(\d+)\.(self_attn\.\w+_proj|mlp\.fc[12])"
+    r"text_model\.encoder\.layers\.(\d{1,4})\.(self_attn\.\w+_proj|mlp\.fc[12])"
     r"|encoder\.block\.\d+\.layer\.\d+\.(SelfAttention\.[qkvo]|DenseReluDense\.\w+)"
 )
 _SD2_TEXT_LAYERS = 23

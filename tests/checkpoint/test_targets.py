@@ -11,6 +11,8 @@ import narrow_models as models
 import pytest
 from narrow_models import UNET, header
 
+from copier.checkpoint.blocks import block_of, block_of_module
+from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.names import kohya_modules
 from copier.checkpoint.targets import Target, module_targets, written_names
 
@@ -313,6 +315,19 @@ def test_weights_of_any_shape_are_taken_or_left_out_without_an_error(family, sha
     checkpoint = header(dict.fromkeys(FILES[family], shape))
     targets = {**module_targets(checkpoint), **written_names(checkpoint)}
     assert all(target.rows is None or target.rows[1] <= shape[0] for target in targets.values())
+
+
+def test_numbers_of_any_length_in_keys_do_no_harm():
+    long = "9" * 5000  # int() refuses more than 4300 digits
+    shapes = {
+        key.replace(".1.", f".{long}."): shape
+        for part in (models.open_clip(TE), models.sd3(), models.unet((8, 8), (0, 1), linear=True))
+        for key, shape in part.items()
+    }
+    names = [*module_targets(header(shapes)), *shapes]
+    assert any(long in name for name in names)
+    assert detect(header(models.lora(dict.fromkeys(names, (4, 4))))).kind is Kind.LORA
+    assert {block_of(name) for name in names} | {block_of_module(name, Family.SD3) for name in names}
 
 
 # The second route: diffusers' own conversions of single files, run on weights whose rows are numbered.
