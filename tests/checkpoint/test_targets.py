@@ -77,6 +77,12 @@ NAMED = [
         "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.out_proj",
         None,
     ),
+    (
+        "sd1",
+        "text_encoder.text_model.encoder.layers.1.self_attn.to_out",
+        "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.out_proj",
+        None,
+    ),
     # OpenCLIP: width 24, q, k, v one below the other
     *(
         (
@@ -367,6 +373,10 @@ NO_MODULE = re.compile(r"text_model\.embeddings\.|text_projection")
 """What OpenCLIP stores as parameters, not in layers."""
 
 
+OLD_NAME = re.compile(r"processor|class_embedding|self_attn\.to_")
+"""What diffusers called the same modules before."""
+
+
 def conversions():
     single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
     for shapes, config in UNETS.values():
@@ -402,6 +412,6 @@ def test_diffusers_converts_each_weight_to_the_name_that_we_read_and_to_no_other
         in_order = {name: target for name, target in theirs.items() if target is not None}
         swapped += len(theirs) - len(in_order)
         assert {name: ours.get(name) for name in in_order} == in_order
-        assert all("processor" in name or "class_embedding" in name for name in set(ours) - set(theirs))
+        assert all(OLD_NAME.search(name) for name in set(ours) - set(theirs))
         assert len(in_order) > 10
     assert swapped == 3  # norm_out of both, and SD3's last context block
