@@ -11,6 +11,8 @@ import narrow_models as models
 import pytest
 from narrow_models import UNET, header
 
+from copier.checkpoint.blocks import block_of, block_of_module
+from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.names import kohya_modules
 from copier.checkpoint.targets import Target, module_targets, written_names
 
@@ -23,6 +25,8 @@ FILES = {
     "sdxl": models.sdxl_file(),
     "sd3": models.sd3_file(),
     "flux": models.flux_file(),
+    "sdxl refiner": models.unet((32, 64, 96, 96), (0, 4, 4, 0), linear=True, label=28)
+    | models.open_clip(TE1 + "model."),
     "sd1 alone, without prefix": models.unet(prefix=""),
     "sd3 alone, without prefix": models.sd3(prefix=""),
     "flux alone, without prefix": models.flux(prefix="", guidance=False),
@@ -70,6 +74,12 @@ NAMED = [
     (
         "sd1",
         "text_encoder.text_model.encoder.layers.1.self_attn.out_proj",
+        "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.out_proj",
+        None,
+    ),
+    (
+        "sd1",
+        "text_encoder.text_model.encoder.layers.1.self_attn.to_out",
         "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.out_proj",
         None,
     ),
@@ -205,6 +215,14 @@ def test_a_name_stands_for_its_weight(family, name, key, rows):
     assert module_targets(header(shapes))[name] == Target(full, rows)
 
 
+def test_a_text_encoder_whose_keys_lack_a_level_has_the_same_names():
+    prefix = "cond_stage_model.transformer."
+    short = {key.replace("text_model.", ""): shape for key, shape in models.clip(prefix).items()}
+    name = "lora_te_text_model_encoder_layers_1_mlp_fc1"
+    assert written_names(header(short))[name] == Target(f"{prefix}encoder.layers.1.mlp.fc1.weight")
+    assert len(written_names(header(short))) == len(written_names(header(models.clip(prefix)))) == 12
+
+
 @pytest.mark.parametrize("family", ["flux", "sd3"])
 def test_without_the_prefix_the_same_names_stand_for_the_same_weights(family):
     def image_names(prefix):
@@ -236,6 +254,10 @@ def test_the_same_module_has_a_name_where_the_order_is_the_same():
 
 
 WRITTEN = {
+    "sdxl refiner": [
+        "lora_unet_input_blocks_11_0_in_layers_2",
+        "lora_te_text_model_encoder_layers_1_self_attn_k_proj",
+    ],
     "sd1": ["lora_unet_down_blocks_0_resnets_0_conv1", "lora_te_text_model_encoder_layers_0_mlp_fc1"],
     "sd2": [
         "lora_unet_mid_block_attentions_0_proj_in",
@@ -301,6 +323,19 @@ def test_weights_of_any_shape_are_taken_or_left_out_without_an_error(family, sha
     assert all(target.rows is None or target.rows[1] <= shape[0] for target in targets.values())
 
 
+def test_numbers_of_any_length_in_keys_do_no_harm():
+    long = "9" * 5000  # int() refuses more than 4300 digits
+    shapes = {
+        key.replace(".1.", f".{long}."): shape
+        for part in (models.open_clip(TE), models.sd3(), models.unet((8, 8), (0, 1), linear=True))
+        for key, shape in part.items()
+    }
+    names = [*module_targets(header(shapes)), *shapes]
+    assert any(long in name for name in names)
+    assert detect(header(models.lora(dict.fromkeys(names, (4, 4))))).kind is Kind.LORA
+    assert {block_of(name) for name in names} | {block_of_module(name, Family.SD3) for name in names}
+
+
 # The second route: diffusers' own conversions of single files, run on weights whose rows are numbered.
 
 
@@ -338,6 +373,10 @@ NO_MODULE = re.compile(r"text_model\.embeddings\.|text_projection")
 """What OpenCLIP stores as parameters, not in layers."""
 
 
+OLD_NAME = re.compile(r"processor|class_embedding|self_attn\.to_")
+"""What diffusers called the same modules before."""
+
+
 def conversions():
     single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
     for shapes, config in UNETS.values():
@@ -373,6 +412,6 @@ def test_diffusers_converts_each_weight_to_the_name_that_we_read_and_to_no_other
         in_order = {name: target for name, target in theirs.items() if target is not None}
         swapped += len(theirs) - len(in_order)
         assert {name: ours.get(name) for name in in_order} == in_order
-        assert all("processor" in name or "class_embedding" in name for name in set(ours) - set(theirs))
+        assert all(OLD_NAME.search(name) for name in set(ours) - set(theirs))
         assert len(in_order) > 10
     assert swapped == 3  # norm_out of both, and SD3's last context block
