@@ -1,14 +1,15 @@
 """Which family of models a file belongs to, told from the keys and shapes in its header.
 
 Widths decide only where the names cannot: a narrow Stable Diffusion 1.x has the same keys as the
-real one and is the same family. Hosts' flags are never asked (the refiner claims to be SDXL).
+real one and is the same family. Hosts' flags are never asked (the refiner claims to be SDXL), and
+what the metadata says counts only where the tensors leave it open.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -39,9 +40,11 @@ class Identity:
     """What ``detect`` found.
 
     ``layout`` names the convention of the keys: "ldm" (one file, with text encoder), "ldm-unet"
-    (a transformer or U-Net alone, under LDM's or the maker's names), "diffusers"; of LoRAs "kohya",
-    "peft" (``lora_A``/``lora_B``), "loha", "lokr"; "" for other files. ``details`` holds notes such
-    as ``refiner``, ``conv``, ``dora`` or ``quantised``, each with a value for people.
+    (a transformer or U-Net alone, under LDM's or the maker's names), "diffusers"; of LoRAs that of
+    what is stored for a module: "kohya" (``lora_up``/``lora_down``), "peft" (``lora_A``/``lora_B``),
+    "diffusers" (``lora.up``/``lora.down``, before peft), "loha", "lokr", "oft", "ia3", "full"; "" for
+    other files. ``details`` holds notes such as ``refiner``, ``conv``, ``dora`` or ``quantised``,
+    each with a value for people.
     """
 
     family: Family
@@ -53,21 +56,58 @@ class Identity:
 _LORA_LAYOUTS = (
     ("kohya", (".lora_down.weight", ".lora_up.weight")),
     ("peft", (".lora_A.weight", ".lora_B.weight")),
+    ("diffusers", ("lora.down.weight", "lora.up.weight", "_layer.down.weight", "_layer.up.weight")),
     ("loha", (".hada_w1_a", ".hada_w2_a")),
     ("lokr", (".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".lokr_w2_a")),
+    ("oft", (".oft_blocks", ".oft_diag")),
+    ("ia3", (".on_input",)),
+    ("full", (".diff",)),
+)
+_QUANTISED = (
+    ((".quant_state.", ".bitsandbytes__", ".SCB"), "bitsandbytes (NF4, FP4 or int8)"),
+    ((".scale_weight", ".weight_scale", "scaled_fp8", ".comfy_quant"), "factors beside its fp8 weights"),
+    ((".qweight", ".wscales"), "packed integers (GPTQ, SVDQuant)"),
 )
 _CONTEXT_WIDTHS = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL}
 """Width of the text encoder's output that the cross attention reads, in the real models."""
-_DEEP_TRANSFORMER = re.compile(r"attentions_\d+_transformer_blocks_[1-9]")
-_CROSS_KEY = re.compile(r"attn2[._]to_k[._]")
-_TEXT_LAYER = re.compile(r"encoder_layers_(\d+)_")
+_TRANSFORMER_WIDTHS = {3072: Family.FLUX, 1536: Family.SD3, 2432: Family.SD3}
+"""Width of the real transformers: FLUX.1; SD3 and SD3.5 medium; SD3.5 large."""
+
+# Of names with "_" for ".".
+_NAME = re.compile(
+    r"(.+?)(?:\.(?:(?:lora|hada|lokr|oft)_.+|(?:on_input|diff|diff_b|alpha|dora_scale))$|[._]lora\.)"
+)
+_FLUX_NAME = re.compile(
+    r"(single_transformer|single|double)_blocks_|_te2_encoder_block_|_encoder_2_encoder_block_"
+)
+_SD3_NAME = re.compile(r"joint_blocks_|^text_encoder_3_")
+_TRANSFORMER_NAME = re.compile(
+    r"(?:transformer_|base_model_model_|lora_transformer_|lycoris_)?transformer_blocks_(\d+)_"
+)
+_FLUX_DOUBLE_BLOCKS = 19
+_DOWN_ENDS = (
+    *(".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"),
+    ".lora_linear_layer.down.weight",
+)
+_UNET_NAME = re.compile(r"unet_|(down|mid|up)_block|(input|output)_blocks_|middle_block_")
+_SDXL_NAME = re.compile(
+    r"_transformer_blocks_[1-9]|up_blocks_0_attentions|label_emb_|add_embedding_"
+    r"|output_blocks_[0-2]_1_(norm|proj|transformer)"
+)
+"""What SDXL's U-Net has and SD1's and SD2's have not: deep transformers, and at the innermost level."""
+_EARLY_NAME = re.compile(
+    r"down_blocks_0_attentions|up_blocks_2_attentions|(down|up)_blocks_3_|input_blocks_[12]_1_"
+    r"|(input|output)_blocks_(9|10|11)_|output_blocks_[6-8]_1_(norm|proj|transformer)"
+)
+"""What SD1's and SD2's U-Nets have and SDXL's has not: four levels, transformers at the outermost."""
+_CROSS_NAME = re.compile(r"attn2_to_[kv]$")
+_TEXT_LAYER = re.compile(r"^lora_te_text_model_encoder_layers_(\d+)_(?:self_attn_|mlp_fc1)")
 
 
 def detect(header: Header) -> Identity:
     """Tell family, kind and layout from the header alone; never fails, may answer UNKNOWN."""
-    keys = header.tensors
     for layout, suffixes in _LORA_LAYOUTS:
-        if any(key.endswith(suffixes) for key in keys):
+        if any(key.endswith(suffixes) for key in header.tensors):
             return Identity(_lora_family(header), Kind.LORA, layout, _lora_details(header))
     return _detect_checkpoint(header)
 
@@ -86,8 +126,9 @@ def _first_shape(header: Header, test: Callable[[str], object]) -> tuple[int, ..
 
 def _detect_checkpoint(header: Header) -> Identity:
     details = {}
-    if _contains(header, ".quant_state.", ".bitsandbytes__"):
-        details["quantised"] = "bitsandbytes (NF4 or FP4): its weights cannot be changed"
+    for marks, how in _QUANTISED:
+        if _contains(header, *marks):
+            details["quantised"] = f"{how}: its weights cannot be changed; use the fp16 or bf16 file"
     family, layout = _checkpoint_family(header)
     if family is Family.SDXL and layout == "ldm" and not _has(header, "conditioner.embedders.1."):
         details["refiner"] = "one text encoder only: the SDXL refiner"
@@ -103,7 +144,7 @@ def _checkpoint_family(header: Header) -> tuple[Family, str]:
         return Family.FLUX, "ldm" if _has(header, "text_encoders.") else "ldm-unet"
     if _contains(header, "joint_blocks.0."):
         return Family.SD3, "ldm" if _has(header, "text_encoders.") else "ldm-unet"
-    if _has(header, "model.diffusion_model.input_blocks."):
+    if _has(header, "model.diffusion_model.input_blocks.") or _has(header, "input_blocks."):
         if _has(header, "conditioner.embedders."):
             return Family.SDXL, "ldm"
         if _has(header, "cond_stage_model.model."):
@@ -113,6 +154,9 @@ def _checkpoint_family(header: Header) -> tuple[Family, str]:
         return _unet_family(header), "ldm-unet"
     if _has(header, "down_blocks.") and _has(header, "conv_in.") and _contains(header, "attn2.to_k"):
         return _unet_family(header), "diffusers"
+    if _has(header, "transformer_blocks.0.attn.add_q_proj."):
+        family = Family.FLUX if _has(header, "single_transformer_blocks.") else Family.SD3
+        return family, "diffusers"
     return Family.UNKNOWN, ""
 
 
@@ -125,40 +169,92 @@ def _unet_family(header: Header) -> Family:
 
 
 def _lora_family(header: Header) -> Family:
-    if _contains(header, "single_blocks_", "single_blocks.", "single_transformer_blocks"):
+    paths = _module_paths(header)
+    names = [name.replace(".", "_") for name in paths]
+    stated = _stated_family(header.metadata)
+    if _any(_FLUX_NAME, names):
         return Family.FLUX
-    if _contains(header, "double_blocks_", "double_blocks."):
-        return Family.FLUX
-    if _contains(header, "joint_blocks_", "joint_blocks.", "transformer.transformer_blocks."):
+    if _any(_SD3_NAME, names) or all(_starts(names, f"lora_te{number}_") for number in (2, 3)):
         return Family.SD3
-    if _has(header, "lora_te1_") or _has(header, "lora_te2_") or _contains(header, "text_encoder_2."):
+    blocks = [int(match[1]) for name in names if (match := _TRANSFORMER_NAME.match(name))]
+    if blocks:
+        return _transformer_family(header, paths, max(blocks)) or stated
+    if _any(_UNET_NAME, names):
+        return _unet_lora_family(header, paths, names) or stated
+    return _text_lora_family(header, paths) or stated
+
+
+def _module_paths(header: Header) -> list[str]:
+    found = {match[1] for key in header.tensors if (match := _NAME.match(key))}
+    return sorted(found)
+
+
+def _any(pattern: re.Pattern[str], names: list[str]) -> bool:
+    return any(pattern.search(name) for name in names)
+
+
+def _starts(names: list[str], *starts: str) -> bool:
+    return any(name.startswith(starts) for name in names)
+
+
+def _transformer_family(header: Header, paths: list[str], last: int) -> Family | None:
+    """FLUX or SD3, of a LoRA with diffusers' names for blocks that both have."""
+    dual = any("blocks" in path and "attn2" in path for path in paths)
+    if dual or last >= _FLUX_DOUBLE_BLOCKS:
+        return Family.SD3
+    return _by_width(header, (path for path in paths if path.endswith("to_q")), _TRANSFORMER_WIDTHS)
+
+
+def _unet_lora_family(header: Header, paths: list[str], names: list[str]) -> Family | None:
+    if _any(_SDXL_NAME, names) or _starts(names, "lora_te2_", "text_encoder_2_"):
         return Family.SDXL
-    if _contains(header, "lora_unet_input_blocks_", "lora_unet_output_blocks_"):
+    cross = (path for path in paths if _CROSS_NAME.search(path.replace(".", "_")))
+    by_width = _by_width(header, cross, _CONTEXT_WIDTHS)
+    if by_width is not None:
+        return by_width
+    if not _any(_EARLY_NAME, names) and _starts(names, "lora_te1_", "lora_unet_input", "lora_unet_output"):
         return Family.SDXL
-    if any(_DEEP_TRANSFORMER.search(key) for key in header.tensors):
-        return Family.SDXL
-    return _early_lora_family(header)
-
-
-def _early_lora_family(header: Header) -> Family:
-    """SD1 or SD2, whose LoRAs have the same names: by shapes, then by what the file says."""
-
-    def down_of(part: str) -> Callable[[str], object]:
-        return lambda key: part in key and key.endswith((".lora_down.weight", ".lora_A.weight"))
-
-    cross = _first_shape(header, lambda key: _CROSS_KEY.search(key) and down_of("attn2")(key))
-    if len(cross) >= 2 and cross[1] in _CONTEXT_WIDTHS:
-        return _CONTEXT_WIDTHS[cross[1]]
-    projection = _first_shape(header, down_of("proj_in"))
-    if projection:
-        return Family.SD1 if len(projection) == 4 else Family.SD2
-    text = _first_shape(header, down_of("self_attn"))
-    layers = [int(match[1]) for key in header.tensors if (match := _TEXT_LAYER.search(key))]
-    if text[1:2] == (1024,) or max(layers, default=0) >= 12:
-        return Family.SD2
-    if text[1:2] == (768,):
+    projections = [_downs(header, path) for path in paths if path.endswith("proj_in")]
+    axes = {len(shape) for shapes in projections for shape in shapes}
+    if axes == {4}:
         return Family.SD1
-    return _stated_family(header.metadata)
+    if axes == {2} and _any(_EARLY_NAME, names):
+        return Family.SD2
+    return _text_lora_family(header, paths)
+
+
+def _text_lora_family(header: Header, paths: list[str]) -> Family | None:
+    """SD1 or SD2 of kohya's names for a single text encoder; any other encoder is of many families."""
+    layers = {path: int(match[1]) for path in paths if (match := _TEXT_LAYER.match(path))}
+    if max(layers.values(), default=0) >= 12:
+        return Family.SD2
+    return _by_width(header, layers, {768: Family.SD1, 1024: Family.SD2})
+
+
+def _by_width(header: Header, paths: Iterable[str], widths: Mapping[int, Family]) -> Family | None:
+    """The family whose width the first of the modules that tells its own reads."""
+    for path in paths:
+        family = widths.get(_input_width(header, path))
+        if family is not None:
+            return family
+    return None
+
+
+def _downs(header: Header, path: str) -> list[tuple[int, ...]]:
+    """Shapes of the module's factors that read its input: (rank, in[, height, width])."""
+    infos = (header.tensors.get(path + end) for end in _DOWN_ENDS)
+    return [info.shape for info in infos if info is not None and len(info.shape) >= 2]
+
+
+def _input_width(header: Header, path: str) -> int:
+    """How many features the linear module reads, 0 where that cannot be told."""
+
+    def width(*ends: str) -> int:
+        infos = (header.tensors.get(path + end) for end in ends)
+        return next((info.shape[1] for info in infos if info is not None and len(info.shape) >= 2), 0)
+
+    kronecker = width(".lokr_w1", ".lokr_w1_b") * width(".lokr_w2", ".lokr_w2_b")
+    return width(*_DOWN_ENDS, ".hada_w1_b") or kronecker
 
 
 def _stated_family(metadata: Mapping[str, str]) -> Family:
@@ -173,7 +269,13 @@ def _stated_family(metadata: Mapping[str, str]) -> Family:
     ):
         if architecture.lower().startswith(starts):
             return family
-    for starts, family in (("sd_v1", Family.SD1), ("sd_v2", Family.SD2), ("sdxl", Family.SDXL)):
+    for starts, family in (
+        ("sd_v1", Family.SD1),
+        ("sd_v2", Family.SD2),
+        ("sdxl", Family.SDXL),
+        ("sd3", Family.SD3),
+        ("flux", Family.FLUX),
+    ):
         if version.startswith(starts):
             return family
     return Family.UNKNOWN
@@ -192,8 +294,10 @@ def _lora_details(header: Header) -> Mapping[str, str]:
         details["dora"] = "DoRA: its magnitude depends on the checkpoint's weights"
     if _contains(header, "lora_mid."):
         details["tucker"] = "convolutions in three factors (lora_mid)"
-    if not _contains(header, "lora_unet_", "unet.", "transformer."):
-        details["parts"] = "text encoder only"
-    elif not _contains(header, "lora_te", "text_encoder"):
+    paths = _module_paths(header)
+    text = [path for path in paths if path.startswith(("lora_te", "text_encoder"))]
+    if not text:
         details["parts"] = "U-Net or transformer only"
+    elif len(text) == len(paths):
+        details["parts"] = "text encoder only"
     return MappingProxyType(details)

@@ -1,73 +1,120 @@
-"""Which tensor of a checkpoint each module of a LoRA changes, and whether it fits."""
+"""Whether a LoRA fits a checkpoint, and which tensor each of its modules changes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from copier.checkpoint.family import Family, Kind, detect
-from copier.checkpoint.header import Header, TensorInfo
-from copier.checkpoint.names import kohya_modules
+from copier.checkpoint.header import Header
+from copier.checkpoint.targets import Target, module_targets
 from copier.errors import BadCheckpoint, BadInput
 
-FACTORS = (".lora_up.weight", ".lora_down.weight")
-_SHOWN = 12
+Shape = tuple[int, ...]
+
+FACTORS = (
+    (".lora_up.weight", ".lora_down.weight"),
+    (".lora_B.weight", ".lora_A.weight"),
+    (".lora.up.weight", ".lora.down.weight"),
+    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    ("_lora.up.weight", "_lora.down.weight"),
+)
+"""What follows a module's name in the keys of its two factors, (out, rank) and (rank, in)."""
+
+_NO_SUCH_WEIGHT = "the checkpoint has no such weight"
 
 
-def require_lora_fits(lora: Header, checkpoint: Header) -> Mapping[str, str]:
-    """Check a LoRA against a checkpoint; kohya module name -> LDM key of the weight it changes.
+def require_lora_fits(lora: Header, checkpoint: Header) -> Mapping[str, Target]:
+    """Check a LoRA of two factors a module (kohya's or peft's) against a checkpoint.
+
+    Returns:
+        Name of each module in the LoRA file -> what it changes.
 
     Raises:
-        BadInput: one of the two is something else, their families differ, the family is not
-            supported yet, or modules match nothing or differ in shape; all of them are named.
+        BadInput: one of the two is something else, their families differ, the checkpoint is quantised,
+            the LoRA has no such factors, or modules match nothing or differ in shape; all of them are
+            named, each with its shape and the reason.
         BadCheckpoint: the LoRA has a module with only one of its two factors.
     """
-    require_same_family(lora, checkpoint)
-    targets: dict[str, str] = {}
+    theirs = detect(lora)
+    if theirs.kind is not Kind.LORA:
+        raise BadInput(f"the file given as LoRA is none (it is: {theirs.kind.value})")
+    require_same_family(theirs.family, checkpoint)
+    factors = _factors(lora)
+    if not factors:
+        raise BadInput(f"the LoRA has the layout {theirs.layout!r}, not two factors for each module")
+    broken = [
+        f"{name}: its factors {list(up)} and {list(down)} do not multiply"
+        for name, (up, down) in factors.items()
+        if not _multiply(up, down)
+    ]
+    if broken:
+        raise BadInput(misfit_message(broken))
+    shapes = {name: (up[0], *down[1:]) for name, (up, down) in factors.items()}
+    return require_modules_fit(shapes, theirs.family, checkpoint)
+
+
+def require_modules_fit(
+    shapes: Mapping[str, Shape], lora_family: Family, checkpoint: Header
+) -> Mapping[str, Target]:
+    """Check the modules of a LoRA of any kind against a checkpoint; module's name -> what it changes.
+
+    ``shapes`` are those of the changes, (out, in) or (out, in, height, width), by the names in the
+    LoRA file. Axes of size 1 at the end count for nothing, and a change of (out, in * height * width)
+    fits a kernel: LoHa and LoKr keep kernels so. A LoRA whose family is UNKNOWN is taken if every
+    module fits.
+
+    Raises:
+        BadInput: as ``require_same_family``; or modules match nothing or differ in shape: all of them
+            are named, each with its shape and the reason.
+    """
+    require_same_family(lora_family, checkpoint)
+    known = module_targets(checkpoint)
+    targets: dict[str, Target] = {}
     problems: list[str] = []
-    for name, (up, down) in _factors(lora).items():
-        module = kohya_modules().get(name)
-        info = checkpoint.tensors.get(module.ldm) if module else None
-        if module is None or info is None:
-            problems.append(f"{name}: the checkpoint has no such weight")
-        elif problem := shape_problem(up.shape, down.shape, info.shape):
+    for name, shape in shapes.items():
+        target = known.get(name)
+        if target is None:
+            problems.append(f"{name} {list(shape)}: {_NO_SUCH_WEIGHT}")
+        elif problem := _shape_problem(shape, target, checkpoint):
             problems.append(f"{name}: {problem}")
         else:
-            targets[name] = module.ldm
+            targets[name] = target
     if problems:
         raise BadInput(misfit_message(problems))
     return MappingProxyType(targets)
 
 
-def require_same_family(lora: Header, checkpoint: Header) -> None:
-    """Raise BadInput unless the first is a LoRA, the second a checkpoint, both of family SD1."""
-    theirs, ours = detect(lora), detect(checkpoint)
-    if theirs.kind is not Kind.LORA:
-        raise BadInput(f"the file given as LoRA is none (it is: {theirs.kind.value})")
+def require_same_family(lora_family: Family, checkpoint: Header) -> None:
+    """Raise BadInput unless a LoRA of that family can be merged into the checkpoint.
+
+    It is no checkpoint, or one in diffusers' layout, or quantised, or of another family.
+    """
+    ours = detect(checkpoint)
     if ours.kind is not Kind.CHECKPOINT:
         raise BadInput(f"the file given as checkpoint is none (it is: {ours.kind.value})")
-    unknown = Family.UNKNOWN in (theirs.family, ours.family)
-    if theirs.family is not ours.family and not unknown:
+    if ours.layout == "diffusers":
         raise BadInput(
-            f"the LoRA is for {theirs.family.name}, the checkpoint is {ours.family.name}: "
+            "the checkpoint has diffusers' layout, where a folder of files makes a model: use the "
+            "model's single .safetensors file"
+        )
+    if quantised := ours.details.get("quantised"):
+        raise BadInput(f"the checkpoint is quantised with {quantised}")
+    if lora_family is not ours.family and Family.UNKNOWN not in (lora_family, ours.family):
+        raise BadInput(
+            f"the LoRA is for {lora_family.name}, the checkpoint is {ours.family.name}: "
             "use a LoRA and a checkpoint of one family"
         )
-    if ours.family is not Family.SD1:
-        raise BadInput(f"the checkpoint is of the family {ours.family.name}: only SD1 is supported so far")
-    if theirs.layout != "kohya":
-        raise BadInput(
-            f"the LoRA has the layout {theirs.layout!r}: only kohya's (lora_up, lora_down) is "
-            "supported so far"
-        )
 
 
-def shape_problem(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int, ...]) -> str:
+def shape_problem(up: Shape, down: Shape, weight: Shape) -> str:
     """Why ``up @ down`` cannot be added to a weight of shape ``weight``; "" if it can.
 
     up (out, rank[, 1, 1]); down (rank, in[, height, width]); weight (out, in[, height, width]).
     Axes of size 1 at the end count for nothing: a 1x1 convolution may be stored as linear.
     """
-    if len(up) < 2 or len(down) < 2 or up[1] != down[0]:
+    if not _multiply(up, down):
         return f"its factors {list(up)} and {list(down)} do not multiply"
     delta = (up[0], *down[1:])
     if _plain(delta) != _plain(weight):
@@ -76,29 +123,51 @@ def shape_problem(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int,
 
 
 def misfit_message(problems: Iterable[str]) -> str:
-    """One message that counts what does not fit and names it, the first dozen in full."""
+    """One message that counts what does not fit and names all of it, one module a line."""
     lines = list(problems)
-    shown = "; ".join(lines[:_SHOWN])
-    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     plural = "module of the LoRA does" if len(lines) == 1 else "modules of the LoRA do"
-    return (
-        f"{len(lines)} {plural} not fit the checkpoint: {shown}{more}. "
-        "Use a checkpoint of the LoRA's own kind, or the other way round"
+    return "\n  ".join(
+        [
+            f"{len(lines)} {plural} not fit the checkpoint; use a checkpoint of the LoRA's own kind, or the "
+            "other way round:",
+            *lines,
+        ]
     )
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _shape_problem(delta: Shape, target: Target, checkpoint: Header) -> str:
+    whole = checkpoint.tensors[target.key].shape
+    weight = whole if target.rows is None else (target.rows[1] - target.rows[0], *whole[1:])
+    if _plain(delta) == _plain(weight) or delta == (weight[0], math.prod(weight[1:])):
+        return ""
+    place = "" if target.rows is None else f" (rows {target.rows[0]} to {target.rows[1] - 1} of {target.key})"
+    return f"it changes a weight of shape {list(delta)}, the checkpoint's is {list(weight)}{place}"
+
+
+def _multiply(up: Shape, down: Shape) -> bool:
+    return len(up) >= 2 and len(down) >= 2 and up[1] == down[0]
+
+
+def _plain(shape: Shape) -> Shape:
     return shape[:2] if all(size == 1 for size in shape[2:]) else shape
 
 
-def _factors(lora: Header) -> dict[str, tuple[TensorInfo, TensorInfo]]:
-    names = {
-        key.removesuffix(suffix): None for key in lora.tensors for suffix in FACTORS if key.endswith(suffix)
-    }
-    pairs = {}
-    for name in names:
-        up, down = (lora.tensors.get(name + suffix) for suffix in FACTORS)
-        if up is None or down is None:
-            raise BadCheckpoint(f"the LoRA's {name!r} has only one of lora_up and lora_down")
-        pairs[name] = (up, down)
+def _factors(lora: Header) -> dict[str, tuple[Shape, Shape]]:
+    """Module's name -> shapes of (up, down)."""
+    pairs: dict[str, tuple[Shape, Shape]] = {}
+    for key in lora.tensors:
+        name, ends = _split(key)
+        if name and name not in pairs:
+            up, down = (lora.tensors.get(name + end) for end in ends)
+            if up is None or down is None:
+                raise BadCheckpoint(f"the LoRA's {name!r} has only one of {ends[0][1:]} and {ends[1][1:]}")
+            pairs[name] = (up.shape, down.shape)
     return pairs
+
+
+def _split(key: str) -> tuple[str, tuple[str, str]]:
+    """A factor's key -> its module's name and the ends of both factors; "" for other keys."""
+    for ends in FACTORS:
+        if key.endswith(ends):
+            return key.removesuffix(ends[0]).removesuffix(ends[1]), ends
+    return "", ("", "")

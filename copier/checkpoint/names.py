@@ -34,7 +34,7 @@ VAE_UP_SHORTCUT_LEVELS = (0, 1)
 """The same for the autoencoder's decoder (LDM's numbering: level 0 is the outermost)."""
 TEXT_LAYERS = 12
 
-# Inside one block: LDM's name, diffusers' name.
+# LDM's name, diffusers' name; of the first one inside a block.
 UNET_RESNET = (
     ("in_layers.0", "norm1"),
     ("in_layers.2", "conv1"),
@@ -88,7 +88,6 @@ _TEXT_NORMS = ("layer_norm1", "layer_norm2")
 _TEXT_EMBEDDINGS = "text_model.embeddings."
 
 _SQUEEZED = re.compile(re.escape(VAE_PREFIX) + r"(encoder|decoder)\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
-_BLOCK = re.compile(re.escape(UNET_PREFIX) + r"(input_blocks|middle_block|output_blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -365,19 +364,3 @@ def module_from_ldm(key: str) -> ModuleName | None:
 @functools.cache
 def _modules_by_ldm() -> Mapping[str, ModuleName]:
     return {module.ldm: module for module in kohya_modules().values()}
-
-
-def block_of(ldm_key: str) -> str:
-    """The block that users of block weights know: BASE (text encoder), IN00-IN11, M00, OUT00-OUT11.
-
-    Keys outside the numbered blocks of the U-Net (time embedding, output, autoencoder) are "OTHER".
-    """
-    if ldm_key.startswith("cond_stage_model."):
-        return "BASE"
-    match = _BLOCK.match(ldm_key)
-    if match is None:
-        return "OTHER"
-    kind, number = match.groups()
-    if kind == "middle_block":
-        return "M00"
-    return f"{'IN' if kind == 'input_blocks' else 'OUT'}{int(number):02d}"

@@ -7,12 +7,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from copier.algebra.delta import LowRankDelta, cast, merged_weight
+from copier.checkpoint.blocks import block_of
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
-from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_lora_fits
 from copier.checkpoint.header import ITEM_BYTES, TensorInfo, read_header
 from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.rows import Rows
 from copier.checkpoint.writer import TensorWriter
 from copier.digest import file_digest
 from copier.errors import BadInput
@@ -29,7 +32,9 @@ from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 _FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 
-_Deltas = dict[str, list[tuple[LowRankDelta, float]]]
+_Parts = dict[Rows | None, list[tuple[LowRankDelta, float]]]
+_Deltas = dict[str, _Parts]
+"""Key -> rows (None: all) -> what is added to them."""
 
 
 def merge(
@@ -96,19 +101,17 @@ def merge(
 def _deltas(
     reader: TensorReader, loras: Sequence[tuple[str | os.PathLike[str], float]], device: str
 ) -> _Deltas:
-    """LDM key -> what is added to it; every LoRA is checked before any is read."""
+    """What is added to the checkpoint's tensors; every LoRA is checked before any is read."""
     if not loras:
         raise BadInput("there is no LoRA to merge: give at least one")
-    quantised = detect(reader.header).details.get("quantised")
-    if quantised:
-        raise BadInput(f"{reader.path.name!r} is quantised with {quantised}")
     targets = [require_lora_fits(read_header(path), reader.header) for path, _ in loras]
     deltas: _Deltas = {}
-    for (path, weight), keys in zip(loras, targets, strict=True):
+    for (path, weight), places in zip(loras, targets, strict=True):
         if weight == 0.0:
             continue
         for name, delta in read_lora(path, device=device).weights.items():
-            deltas.setdefault(keys[name], []).append((delta, weight))
+            place = places[name]
+            deltas.setdefault(place.key, {}).setdefault(place.rows, []).append((delta, weight))
     whole = [key for key in deltas if reader.info(key).dtype not in _FLOATS]
     if whole:
         raise BadInput(f"{whole[0]!r} is {reader.info(whole[0]).dtype}: no LoRA can be added to it")
@@ -136,12 +139,26 @@ def _write(
         return
     weight = reader.tensor(key)
     if key in deltas:
-        weight = merged_weight(weight.to(device), deltas[key])
+        weight = _merged(weight.to(device), deltas[key])
     writer.write(key, cast(weight, torch_dtype(name), key))
+
+
+def _merged(weight: torch.Tensor, parts: _Parts) -> torch.Tensor:
+    whole = parts.get(None)
+    result = merged_weight(weight, whole) if whole else weight.float().clone()
+    for rows, added in parts.items():
+        if rows is not None:
+            result[slice(*rows)] = merged_weight(result[slice(*rows)], added)
+    return result
 
 
 def _named(deltas: _Deltas) -> list[tuple[str, LowRankDelta]]:
     def prefix(key: str) -> str:
-        return "lora_te" if key.startswith("cond_stage_model.") else "lora_unet"
+        return "lora_te" if block_of(key) == "BASE" else "lora_unet"
 
-    return [(prefix(key), delta) for key, parts in deltas.items() for delta, _ in parts]
+    return [
+        (prefix(key), delta)
+        for key, parts in deltas.items()
+        for added in parts.values()
+        for delta, _ in added
+    ]

@@ -254,7 +254,7 @@ def refused(files):
     """Calls that must be refused; the first argument of each is a function, the rest its own."""
     a, out = files / "in" / "a.safetensors", files / "out" / "o.safetensors"
     other = files / "in" / "xl.safetensors"
-    write_lora(other, weights(2, shapes={"lora_te1_text_model_encoder_layers_0_mlp_fc1": (8, 8)}), {})
+    write_lora(other, weights(2, shapes={"lora_unet_input_blocks_4_1_proj_in": (8, 8)}), {})
     wide = files / "in" / "wide.safetensors"
     write_lora(wide, weights(2, shapes={ATTENTION + "proj_in": (48, 24, 1, 1)}), {})
     huge = files / "in" / "huge.safetensors"

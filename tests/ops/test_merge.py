@@ -201,10 +201,13 @@ def misfits(folder):
     bad = LowRankDelta(torch.zeros(11, 2), torch.zeros(2, 10), 2.0)
     huge = weights(size=1e6)
     return {
-        "unmatched": (r"lora_unet_no_such: the checkpoint has no", {**wrong, "lora_unet_no_such": bad}),
+        "unmatched": (
+            r"lora_unet_no_such \[11, 10\]: the checkpoint has no",
+            {**wrong, "lora_unet_no_such": bad},
+        ),
         "shape": (r"attn1_to_q: it changes a weight of shape \[11, 10\]", {**wrong, Q: bad}),
         "range": ("float16 ends at 65504: choose bf16", huge),
-        "family": ("LoRA is for SDXL, the checkpoint is SD1", {"lora_te1_x": bad}),
+        "family": ("LoRA is for SDXL, the checkpoint is SD1", {"lora_unet_label_emb_0_0": bad}),
     }
 
 
@@ -305,7 +308,7 @@ def test_modules_that_match_nothing_are_named_and_nothing_changes():
     with pytest.raises(BadInput, match=r"lora_te_.*no such module"):
         merge_into_modules(unet, None, source)
     bad = LowRankDelta(torch.zeros(11, 2), torch.zeros(2, 10), 2.0)
-    with pytest.raises(BadInput, match=r"2 modules.*proj_in.*lora_unet_nowhere"):
+    with pytest.raises(BadInput, match=r"(?s)2 modules.*proj_in.*lora_unet_nowhere"):
         merge_into_modules(
             unet,
             text,
