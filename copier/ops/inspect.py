@@ -11,11 +11,10 @@ from typing import Any
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.products import HadamardDelta, KroneckerDelta
-from copier.checkpoint.blocks import block_of
 from copier.checkpoint.family import Family, Identity, Kind, detect
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.lora_keys import layout_of
-from copier.checkpoint.names import kohya_modules
+from copier.checkpoint.native_names import block_of_module
 from copier.errors import BadCheckpoint
 from copier.ops.lora_reader import LoraReader
 from copier.ops.report import kind_of
@@ -39,9 +38,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Of a LoRA also: kinds (modules by "lora", "loha", "lokr", "full"), modules and ranks by place
     ("text", "linear", "conv"; ranks as {rank: count}), alphas as {alpha: count}, scales likewise
-    (alpha / rank), norm (Frobenius, of the whole), norms (by block: BASE, IN00 to IN11, M00, OUT00 to
-    OUT11, OTHER), and problems: module or key -> why it cannot be used (DoRA, an incomplete module, NaN);
-    such modules are in no count. One module is in memory at a time.
+    (alpha / rank), norm (Frobenius, of the whole), norms (by block, as ``blocks.block_of`` names them),
+    and problems: module or key -> why it cannot be used (DoRA, an incomplete module, NaN); such modules
+    are in no count. One module is in memory at a time.
 
     Of a checkpoint also: parts ("unet" or "transformer", "vae", "text_encoder", with its number or name
     where there are several, "ema", "other") -> tensors, parameters and dtypes ({dtype: parameters}).
@@ -94,7 +93,7 @@ def _describe(reader: LoraReader) -> dict[str, Any]:
         if isinstance(delta, LowRankDelta | HadamardDelta | KroneckerDelta):
             alphas[delta.alpha] += 1
             scales[delta.scale] += 1
-        squares[_block(name)] += delta.frobenius() ** 2
+        squares[block_of_module(name, reader.family)] += delta.frobenius() ** 2
     return {
         "kinds": dict(kinds),
         "modules": dict(places),
@@ -105,11 +104,6 @@ def _describe(reader: LoraReader) -> dict[str, Any]:
         "norms": {block: _root(square) for block, square in sorted(squares.items())},
         "problems": problems,
     }
-
-
-def _block(name: str) -> str:
-    known = kohya_modules().get(name.removesuffix(".bias"))
-    return block_of(known.ldm) if known else "OTHER"
 
 
 def _parts(header: Header, identity: Identity) -> dict[str, Any]:
