@@ -230,6 +230,18 @@ def test_two_namings_of_sdxl_are_summed_as_the_same_modules(tmp_path):
     assert set(read_lora(tmp_path / "d.safetensors").weights) == set(left)
 
 
+def test_the_text_encoder_of_sd1_may_be_called_the_first(tmp_path):
+    other = TEXT.replace("lora_te_", "lora_te1_")
+    down = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    left = plain(tmp_path / "a.safetensors", [TEXT, down])
+    right = plain(tmp_path / "b.safetensors", [other, down])
+    terms = [(tmp_path / "a.safetensors", 1.0), (tmp_path / "b.safetensors", 1.0)]
+    combine(terms, tmp_path / "c.safetensors", exact=True, dtype="fp32")
+    total = read_lora(tmp_path / "c.safetensors").weights
+    assert set(total) == {TEXT, down}
+    torch.testing.assert_close(total[TEXT].dense(), left[TEXT].dense() + right[other].dense())
+
+
 def test_a_transformer_with_q_k_and_v_apart_and_one_with_them_fused_are_not_summed(tmp_path):
     plain(
         tmp_path / "a.safetensors",
