@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
+from copier.checkpoint.family import Family
+
+TEXT_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """What the keys of text encoders start with in a single-file checkpoint, whatever its family."""
 
 _NAMES = {
@@ -15,7 +17,17 @@ _NAMES = {
     "single_blocks": "SB",
     "joint_blocks": "JB",
 }
-_BLOCK = re.compile(rf"(?:model\.diffusion_model\.)?({'|'.join(_NAMES)})\.(\d+)\.")
+_KINDS = "|".join(_NAMES)
+_KEY = re.compile(rf"(?:model\.diffusion_model\.)?({_KINDS})\.(\d+)\.")
+_NATIVE = re.compile(rf"(?:^|_)({_KINDS})_(\d+)_")
+_LEVEL = re.compile(r"(down|up)_blocks_(\d+)_(?:(?:attentions|resnets)_(\d+)|downsamplers|upsamplers)_")
+_TRANSFORMER = re.compile(r"(single_)?transformer_blocks_(\d+)_")
+_TRANSFORMER_NAMES = {Family.FLUX: "DB", Family.SD3: "JB"}
+_TEXT_MODULE = re.compile(
+    r"lora_te\d?_|text_encoder|cond_stage_model_|conditioner_|base_model_model_text_model_"
+)
+_LAYERS = 2
+"""Residual blocks of a level on the way down, in every U-Net of the families; one more on the way up."""
 
 
 def block_of(key: str) -> str:
@@ -28,10 +40,29 @@ def block_of(key: str) -> str:
     JB00 ..     SD3's joint blocks
     OTHER       everything else (time embedding, output, autoencoder)
     """
-    if key.startswith(TEXT_ENCODERS):
+    if key.startswith(TEXT_PREFIXES):
         return "BASE"
-    match = _BLOCK.match(key)
-    if match is None:
-        return "OTHER"
-    kind, number = match.groups()
+    match = _KEY.match(key)
+    return _numbered(*match.groups()) if match else "OTHER"
+
+
+def block_of_module(name: str, family: Family) -> str:
+    """The same of a module, by its name in a LoRA file for ``family``: without a checkpoint at hand."""
+    flat = name.replace(".", "_")
+    if _TEXT_MODULE.match(flat):
+        return "BASE"
+    if match := _LEVEL.search(flat):
+        way, level, layer = match.groups()
+        number = int(level) * (_LAYERS + 1) + int(layer or _LAYERS)
+        return f"IN{number + 1:02d}" if way == "down" else f"OUT{number:02d}"
+    if match := _NATIVE.search(flat):
+        return _numbered(*match.groups())
+    if "mid_block_" in flat:
+        return "M00"
+    if family in _TRANSFORMER_NAMES and (match := _TRANSFORMER.search(flat)):
+        return f"{'SB' if match[1] else _TRANSFORMER_NAMES[family]}{int(match[2]):02d}"
+    return "IN00" if flat.endswith("conv_in") else "OTHER"
+
+
+def _numbered(kind: str, number: str) -> str:
     return "M00" if kind == "middle_block" else f"{_NAMES[kind]}{int(number):02d}"

@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from copier.checkpoint.header import Header
+from copier.checkpoint.lora_keys import without_adapter
 
 
 class Family(enum.Enum):
@@ -73,10 +74,10 @@ _CONTEXT_WIDTHS = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL}
 _TRANSFORMER_WIDTHS = {3072: Family.FLUX, 1536: Family.SD3, 2432: Family.SD3}
 """Width of the real transformers: FLUX.1; SD3 and SD3.5 medium; SD3.5 large."""
 
-# Of names with "_" for ".".
 _NAME = re.compile(
     r"(.+?)(?:\.(?:(?:lora|hada|lokr|oft)_.+|(?:on_input|diff|diff_b|alpha|dora_scale))$|[._]lora\.)"
 )
+# The others are of names with "_" for ".".
 _FLUX_NAME = re.compile(
     r"(single_transformer|single|double)_blocks_|_te2_encoder_block_|_encoder_2_encoder_block_"
 )
@@ -85,13 +86,14 @@ _TRANSFORMER_NAME = re.compile(
     r"(?:transformer_|base_model_model_|lora_transformer_|lycoris_)?transformer_blocks_(\d+)_"
 )
 _FLUX_DOUBLE_BLOCKS = 19
+"""Qwen-Image has FLUX's width and names of blocks, but more of them."""
 _DOWN_ENDS = (
     *(".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"),
     ".lora_linear_layer.down.weight",
 )
 _UNET_NAME = re.compile(r"unet_|(down|mid|up)_block|(input|output)_blocks_|middle_block_")
 _SDXL_NAME = re.compile(
-    r"_transformer_blocks_[1-9]|up_blocks_0_attentions|label_emb_|add_embedding_"
+    r"(attentions_\d+|block(s_\d+)?_1)_transformer_blocks_[1-9]|up_blocks_0_attentions|label_emb_|add_embedding_"
     r"|output_blocks_[0-2]_1_(norm|proj|transformer)"
 )
 """What SDXL's U-Net has and SD1's and SD2's have not: deep transformers, and at the innermost level."""
@@ -100,12 +102,15 @@ _EARLY_NAME = re.compile(
     r"|(input|output)_blocks_(9|10|11)_|output_blocks_[6-8]_1_(norm|proj|transformer)"
 )
 """What SD1's and SD2's U-Nets have and SDXL's has not: four levels, transformers at the outermost."""
-_CROSS_NAME = re.compile(r"attn2_to_[kv]$")
+_CROSS_NAME = re.compile(r"attn2_(processor_)?to_[kv]$")
 _TEXT_LAYER = re.compile(r"^lora_te_text_model_encoder_layers_(\d+)_(?:self_attn_|mlp_fc1)")
 
 
 def detect(header: Header) -> Identity:
     """Tell family, kind and layout from the header alone; never fails, may answer UNKNOWN."""
+    if any(".lora_" in key for key in header.tensors):
+        plain = {without_adapter(key): info for key, info in header.tensors.items()}
+        header = replace(header, tensors=plain)
     for layout, suffixes in _LORA_LAYOUTS:
         if any(key.endswith(suffixes) for key in header.tensors):
             return Identity(_lora_family(header), Kind.LORA, layout, _lora_details(header))
@@ -199,10 +204,11 @@ def _starts(names: list[str], *starts: str) -> bool:
 
 def _transformer_family(header: Header, paths: list[str], last: int) -> Family | None:
     """FLUX or SD3, of a LoRA with diffusers' names for blocks that both have."""
-    dual = any("blocks" in path and "attn2" in path for path in paths)
-    if dual or last >= _FLUX_DOUBLE_BLOCKS:
+    if any("_attn2_to_" in path.replace(".", "_") for path in paths):
         return Family.SD3
-    return _by_width(header, (path for path in paths if path.endswith("to_q")), _TRANSFORMER_WIDTHS)
+    readers = (path for path in paths if path.endswith(("to_q", "to_k", "to_v", "proj")))
+    family = _by_width(header, readers, _TRANSFORMER_WIDTHS)
+    return None if family is Family.FLUX and last >= _FLUX_DOUBLE_BLOCKS else family
 
 
 def _unet_lora_family(header: Header, paths: list[str], names: list[str]) -> Family | None:
@@ -286,7 +292,7 @@ def _lora_details(header: Header) -> Mapping[str, str]:
     kernels = {
         info.shape[2:]
         for key, info in header.tensors.items()
-        if key.endswith(".lora_down.weight") and len(info.shape) == 4
+        if key.endswith(_DOWN_ENDS) and len(info.shape) == 4
     }
     if kernels - {(1, 1)}:
         details["conv"] = "has convolutions (LoCon)"

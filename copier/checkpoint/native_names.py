@@ -1,11 +1,9 @@
-"""The makers' names of modules, and their blocks, from names alone: a LoRA file has no checkpoint."""
+"""LDM's names of SDXL's modules from diffusers', without a checkpoint: a LoRA file has none."""
 
 from __future__ import annotations
 
 import re
 
-from copier.checkpoint.blocks import block_of
-from copier.checkpoint.family import Family
 from copier.checkpoint.names import UNET_ENDS, UNET_RESNET
 
 _LEVEL_PART = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
@@ -15,23 +13,21 @@ _ENDS = {
     f"lora_unet_{ours}".replace(".", "_"): f"lora_unet_{theirs}".replace(".", "_")
     for theirs, ours in (
         *UNET_ENDS,
-        ("label_emb.0.0", "add_embedding.linear_1"),
-        ("label_emb.0.2", "add_embedding.linear_2"),
+        *(
+            (f"label_emb.0.{2 * number - 2}", f"{embedding}.linear_{number}")
+            for embedding in ("add_embedding", "class_embedding")
+            for number in (1, 2)
+        ),
     )
 }
 _INSIDE = {ours: theirs.replace(".", "_") for theirs, ours in UNET_RESNET}
 _INSIDE["conv_shortcut"] = "skip_connection"
-_NATIVE_BLOCK = re.compile(
-    r"lora_unet_(input_blocks|middle_block|output_blocks|double_blocks|single_blocks|joint_blocks)_(\d+)_"
-)
-_DIFFUSERS_BLOCK = re.compile(r"(?:transformer|lora_transformer|lycoris)_(single_)?transformer_blocks_(\d+)_")
 
 
 def native_unet_name(name: str) -> str:
     """LDM's name of a module of SDXL's U-Net; a name that is LDM's already, or not known, stays as it is.
 
-    Of SD1 and SD2 the number of the block is right too (all have two layers a level), though not the
-    place of a sampler in it.
+    SDXL has two layers a level, as SD1 and SD2 have, and attention at the two inner ones of three.
     """
     if name in _ENDS:
         return _ENDS[name]
@@ -50,17 +46,3 @@ def native_unet_name(name: str) -> str:
         number = first + 3 * int(level) + int(layer)
         return f"lora_unet_{side}_blocks_{number}_{place}_{_INSIDE.get(inside, inside)}"
     return name
-
-
-def block_of_module(name: str, family: Family) -> str:
-    """The block, as ``blocks.block_of`` names it, of a LoRA's module under its canonical name."""
-    if name.startswith(("lora_te", "text_encoder")):
-        return "BASE"
-    match = _NATIVE_BLOCK.match(native_unet_name(name))
-    if match is not None:
-        return block_of(f"{match[1]}.{match[2]}.")
-    match = _DIFFUSERS_BLOCK.match(name.replace(".", "_"))
-    if match is None:
-        return "OTHER"
-    double = "joint_blocks" if family is Family.SD3 else "double_blocks"
-    return block_of(f"{'single_blocks' if match[1] else double}.{match[2]}.")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from copier.checkpoint.blocks import TEXT_ENCODERS as TEXT_KEYS
+from copier.checkpoint.blocks import TEXT_PREFIXES
 from copier.checkpoint.family import Family, detect
 from copier.checkpoint.header import Header
 from copier.checkpoint.names import UNET_PREFIX, VAE_PREFIX
@@ -25,13 +25,14 @@ from copier.checkpoint.text_paths import TEXT_ENCODERS, TextEncoder, text_parts
 from copier.checkpoint.transformer_paths import diffusers_transformer_paths
 from copier.checkpoint.unet_paths import diffusers_unet_paths
 
-_NO_IMAGE_MODEL = (*TEXT_KEYS, VAE_PREFIX, "vae.")
+_NO_IMAGE_MODEL = (*TEXT_PREFIXES, VAE_PREFIX, "vae.")
 _WEIGHT = ".weight"
 
 _NATIVE_DOTTED = ("", "diffusion_model.", "model.diffusion_model.", "base_model.model.")
 _NATIVE_FLAT = ("lora_unet_",)
 _UNET_DOTTED = ("", "unet.", "base_model.model.")
 _UNET_FLAT = ("lora_unet_", "lycoris_")
+_EMBEDDING, _OLD_EMBEDDING = "add_embedding.", "class_embedding."
 _TRANSFORMER_DOTTED = ("", "transformer.", "base_model.model.")
 _TRANSFORMER_FLAT = ("lora_transformer_", "lycoris_")
 
@@ -98,8 +99,9 @@ def _all_named(checkpoint: Header) -> Iterator[_Named]:
     shapes = {key: info.shape for key, info in checkpoint.tensors.items() if len(info.shape) >= 2}
     family = detect(checkpoint).family
     image = _image_names(shapes, family)
+    encoders = [one for one in TEXT_ENCODERS if one.family in (None, family)]
     for key, shape in shapes.items():
-        encoder = next((one for one in TEXT_ENCODERS if key.startswith(one.prefix)), None)
+        encoder = next((one for one in encoders if key.startswith(one.prefix)), None)
         if encoder is not None:
             yield from _text_names(encoder, key, shape, family)
         else:
@@ -132,8 +134,7 @@ def _image_names(shapes: Mapping[str, tuple[int, ...]], family: Family) -> dict[
         key = f"{prefix}{path}{_WEIGHT}"
         aliases = [*_dotted(_NATIVE_DOTTED, path), *_flat(_NATIVE_FLAT, path)]
         if path in unet:
-            aliases += [*_flat(_UNET_FLAT, unet[path]), *_dotted(_UNET_DOTTED, unet[path])]
-            aliases += _processor_names(unet[path])
+            aliases += _unet_names(unet[path])
         parts = transformer.get(path, ())
         names[key] = [
             _Named(Target(key, rows), _transformer_names(part)) for part, rows in parts if rows is not None
@@ -160,10 +161,13 @@ def _transformer_names(path: str) -> tuple[str, ...]:
     return (*_dotted(_TRANSFORMER_DOTTED, path), *_flat(_TRANSFORMER_FLAT, path))
 
 
-def _processor_names(path: str) -> list[str]:
-    """Names of diffusers' first LoRAs, which belonged to the processor of an attention."""
-    processor = path.replace(".to_", ".processor.to_")
-    return [] if processor == path else list(_dotted(("", "unet."), processor.removesuffix(".0")))
+def _unet_names(path: str) -> list[str]:
+    names = [*_dotted(_UNET_DOTTED, path), *_flat(_UNET_FLAT, path)]
+    if path.startswith(_EMBEDDING):  # what U-Nets before SDXL call the same layers
+        names += _unet_names(_OLD_EMBEDDING + path.removeprefix(_EMBEDDING))
+    if ".to_" in path:  # diffusers' first LoRAs belonged to the processor of an attention
+        names += _dotted(("", "unet."), path.replace(".to_", ".processor.to_").removesuffix(".0"))
+    return names
 
 
 def _dotted(prefixes: tuple[str, ...], path: str) -> Iterator[str]:

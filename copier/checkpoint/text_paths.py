@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from copier.checkpoint.family import Family
 from copier.checkpoint.rows import Rows, thirds
 
 _OPEN_CLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
@@ -26,18 +27,23 @@ class TextEncoder:
     """One text encoder of a checkpoint: where its keys are, and what LoRA files call it.
 
     ``kohya`` are prefixes of names with "_", the first of them kohya's own; ``dotted`` of peft's names.
+    ``family`` is None where all families call it so.
     """
 
     prefix: str
     kohya: tuple[str, ...]
     dotted: tuple[str, ...]
     open_clip: bool = False
+    family: Family | None = None
 
+
+_SOLE = ("text_encoder.", "base_model.model.")
+_T5 = "text_encoders.t5xxl.transformer."
 
 # Hosts take lora_te1_ for SD 1.x as well, and lora_te_ for the first encoder of any family.
 TEXT_ENCODERS: tuple[TextEncoder, ...] = (
-    TextEncoder("cond_stage_model.transformer.", ("lora_te_", "lora_te1_"), ("text_encoder.",)),
-    TextEncoder("cond_stage_model.model.", ("lora_te_", "lora_te1_"), ("text_encoder.",), open_clip=True),
+    TextEncoder("cond_stage_model.transformer.", ("lora_te_", "lora_te1_"), _SOLE),
+    TextEncoder("cond_stage_model.model.", ("lora_te_", "lora_te1_"), _SOLE, open_clip=True),
     TextEncoder("conditioner.embedders.0.transformer.", ("lora_te1_", "lora_te_"), ("text_encoder.",)),
     # The refiner, which has the second encoder only.
     TextEncoder(
@@ -46,10 +52,9 @@ TEXT_ENCODERS: tuple[TextEncoder, ...] = (
     TextEncoder("conditioner.embedders.1.model.", ("lora_te2_",), ("text_encoder_2.",), open_clip=True),
     TextEncoder("text_encoders.clip_l.transformer.", ("lora_te1_", "lora_te_"), ("text_encoder.",)),
     TextEncoder("text_encoders.clip_g.transformer.", ("lora_te2_",), ("text_encoder_2.",)),
-    # T5: the third encoder of SD3; of FLUX the second, which kohya calls the third all the same.
-    TextEncoder(
-        "text_encoders.t5xxl.transformer.", ("lora_te3_", "lora_te2_"), ("text_encoder_3.", "text_encoder_2.")
-    ),
+    # kohya calls FLUX's T5 the third encoder too, though it is its second.
+    TextEncoder(_T5, ("lora_te3_", "lora_te2_"), ("text_encoder_2.",), family=Family.FLUX),
+    TextEncoder(_T5, ("lora_te3_",), ("text_encoder_3.",), family=Family.SD3),
 )
 """The text encoders of all families; no two give two weights of one file the same name."""
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.products import HadamardDelta, KroneckerDelta
+from copier.checkpoint.blocks import block_of_module
 from copier.checkpoint.family import Family, Identity, Kind, detect
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.lora_keys import layout_of
-from copier.checkpoint.native_names import block_of_module
 from copier.errors import BadCheckpoint
 from copier.ops.lora_reader import LoraReader
 from copier.ops.report import kind_of

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import narrow_models as models
 import pytest
 
-from copier.checkpoint.blocks import block_of
+from copier.checkpoint.blocks import block_of, block_of_module
+from copier.checkpoint.family import Family
 from copier.checkpoint.names import kohya_modules
+from copier.checkpoint.targets import module_targets
 
 UNET = "model.diffusion_model."
 
@@ -35,3 +38,16 @@ def test_the_modules_of_sd15_are_in_its_25_blocks_and_the_text_encoder():
 )
 def test_keys_are_in_the_blocks_of_their_family(key, block):
     assert block_of(key) == block
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3", "flux"])
+def test_the_name_of_a_module_alone_gives_the_block_of_its_weight(family):
+    checkpoint = models.header(getattr(models, f"{family}_file")())
+    targets = module_targets(checkpoint)
+    wrong = {
+        name: target.key
+        for name, target in targets.items()
+        if block_of_module(name, Family(family)) != block_of(target.key)
+    }
+    assert wrong == {}
+    assert len({block_of(target.key) for target in targets.values()}) >= 5

@@ -100,6 +100,22 @@ def test_every_layout_gives_the_same_modules_under_kohyas_names_and_comes_back_a
     assert close({name: delta.dense() for name, delta in again.items()}, truth)
 
 
+def test_the_name_of_an_adapter_hides_no_family(tmp_path):
+    """SDXL's first text encoder is lora_te1_, which only the width of its cross attention tells here."""
+    cross, text = (
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+        "text_encoder.text_model.x",
+    )
+    tensors = {}
+    for name, width in ((cross, 2048), (text, 8)):
+        tensors[f"{name}.lora_A.mine.weight"] = torch.randn(2, width)
+        tensors[f"{name}.lora_B.mine.weight"] = torch.randn(4, 2)
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    read = read_lora(tmp_path / "a.safetensors")
+    assert read.family is Family.SDXL
+    assert {name[:9] for name in read.weights} == {"lora_unet", "lora_te1_"}
+
+
 def kinds():
     """Module -> parts of one file that has every kind."""
     return {
