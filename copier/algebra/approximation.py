@@ -93,11 +93,13 @@ def approximate(sums: Sequence[Sum]) -> list[Approximation]:
         BadInput: a sum overflows.
     """
     done: dict[int, Approximation] = {}
+    # Hosts allow TF32, whose products have 10 bits.
+    exact_products = torch.get_float32_matmul_precision() == "highest"
     for dtype in (torch.float32, torch.float64):
         groups: dict[int, list[int]] = {}
         for index, one in enumerate(sums):
-            fits = one.rank <= min(one.shape) and (dtype == torch.float64 or not one.every_value)
-            if fits and index not in done:
+            coarse = dtype == torch.float32 and (one.every_value or not exact_products)
+            if index not in done and one.rank <= min(one.shape) and not coarse:
                 groups.setdefault(one.rank, []).append(index)
         for group in groups.values():
             for start in range(0, len(group), BATCH):
