@@ -37,7 +37,7 @@ EXCESS = 1e-3
 
 GRAM_ROUNDING = 4.0
 """Error of ||delta||^2 and of its kept part in units of eps * sum_i ||c_i u_i||^2 ||d_i||^2. Measured on
-random factors of rank 64 and 128 with spectra 0.5^i to 1^i, sides of 320 to 2880: at most 3.5."""
+random factors of rank 16 to 128 with spectra 0.5^i to 1^i, sides of 320 to 23,040: at most 3.5."""
 
 NOISE = 1e-13
 """Singular values below this part of sum_i ||c_i u_i|| ||d_i|| are rounding of the float64 QR: taken as 0."""
