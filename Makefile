@@ -16,7 +16,7 @@ STAMP_TEST := $(VENV)/.stamp-test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-full test lint pytest test-host clean
+.PHONY: help install demo demo-full test lint pytest test-host bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ pytest: $(STAMP_TEST) ## the test suite
 
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
 	@sh tests/host310/run.sh "$(PY)"
+
+bench: $(STAMP_RUN) ## full-size files: seconds and memory beside cp, dense SVDs and sd-scripts, in docs/benchmarks.md
+	@$(PY) -m benchmarks
 
 clean: ## remove the environments, the demo's output and the tools' caches (not finished stages)
 	rm -rf .venv .venv-host310 .venv-floor demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache

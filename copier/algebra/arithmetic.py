@@ -42,7 +42,13 @@ def combine(terms: Sequence[tuple[LoraWeights, float]]) -> LoraWeights:
     with c_i = ratio_i * scale_i, a_i = sqrt|c_i|, and s_i = sign(c_i) in up alone: a sign in both
     factors would vanish. The ranks add up; alpha is the new rank (scale 1), which is right for
     any mix of ranks and alphas. A module that only some terms have is kept. Terms of ratio 0 add
-    no rank; where nothing is left the module is a zero of rank 1.
+    no rank; where nothing is left the module is a zero of rank 1. Raises as ``grouped``.
+    """
+    return LoraWeights({name: _sum(parts) for name, parts in grouped(terms).items()})
+
+
+def grouped(terms: Sequence[tuple[LoraWeights, float]]) -> dict[str, list[tuple[LowRankDelta, float]]]:
+    """For each module of any term: the deltas that it is the sum of, with their ratios.
 
     Raises:
         BadInput: no term, a ratio that is not finite, or modules of one name that change weights
@@ -53,29 +59,28 @@ def combine(terms: Sequence[tuple[LoraWeights, float]]) -> LoraWeights:
     for _, ratio in terms:
         if not math.isfinite(ratio):
             raise BadInput(f"a LoRA's ratio is {ratio}: it must be a finite number")
-    names = dict.fromkeys(name for lora, _ in terms for name in lora)
-    deltas: dict[str, LowRankDelta] = {}
+    groups: dict[str, list[tuple[LowRankDelta, float]]] = {}
+    for lora, ratio in terms:
+        for name, delta in lora.items():
+            groups.setdefault(name, []).append((delta, ratio))
     problems = []
-    for name in names:
-        parts = [(lora[name], ratio) for lora, ratio in terms if name in lora]
+    for name, parts in groups.items():
         shapes = {_weight_shape(delta) for delta, _ in parts}
         if len(shapes) > 1:
             problems.append(f"{name} {' and '.join(str(list(shape)) for shape in sorted(shapes))}")
-        else:
-            deltas[name] = _sum(parts)
     if problems:
         raise BadInput(
             f"{len(problems)} modules change weights of different shape, so the LoRAs are of "
             f"different families: {'; '.join(problems[:12])}"
         )
-    return LoraWeights(deltas)
+    return groups
 
 
 def _weight_shape(delta: LowRankDelta) -> tuple[int, ...]:
     return delta.shape if delta.is_conv else delta.shape[:2]
 
 
-def _sum(parts: list[tuple[LowRankDelta, float]]) -> LowRankDelta:
+def _sum(parts: Sequence[tuple[LowRankDelta, float]]) -> LowRankDelta:
     first = parts[0][0]
     ups, downs = [], []
     for delta, ratio in parts:

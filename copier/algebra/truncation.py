@@ -1,21 +1,16 @@
-"""Truncation of low-rank deltas to fewer ranks, with what it threw away.
-
-No weight is multiplied out: with thin QRs up = Q_u R_u and down^T = Q_d R_d, the delta's SVD is
-that of the small core scale * R_u R_d^T (rank x rank), turned by Q_u and Q_d. By Eckart and Young
-(1936), keeping the largest singular values is the best approximation of that rank, and the norm of
-what is lost is the norm of the others.
-"""
+"""Truncation of low-rank deltas, and of their sums, to fewer ranks, with what it threw away."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 
-from copier.algebra.arithmetic import shaped
+from copier.algebra.approximation import Approximation, Sum, approximate
+from copier.algebra.arithmetic import grouped, shaped
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.errors import BadInput
@@ -55,6 +50,11 @@ class RankRule:
         for name, part in (("sv_fro", self.sv_fro), ("sv_cumulative", self.sv_cumulative)):
             if part is not None and not 0.0 < part <= 1.0:
                 raise BadInput(f"{name} is {part:g}: it must lie above 0 and at most at 1")
+
+    @property
+    def needs_every_value(self) -> bool:
+        """Does the choice depend on the small singular values, not only on the large ones and the norm?"""
+        return self.sv_ratio is not None or self.sv_cumulative is not None
 
     def choose(self, values: torch.Tensor) -> int:
         """How many of the descending singular values (n,) are kept, from 1 to n."""
@@ -109,23 +109,6 @@ class Resized:
     residuals: Residuals
 
 
-def singular_factors(delta: LowRankDelta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Left vectors (out, n), singular values (n,) descending, right vectors (n, in*height*width).
-
-    n = min(out, in * height * width, rank).
-
-    Raises:
-        BadInput: the factors are so large that their product overflows.
-    """
-    q_up, r_up = torch.linalg.qr(delta.up_matrix)
-    q_down, r_down = torch.linalg.qr(delta.down_matrix.T)
-    core = delta.scale * (r_up @ r_down.T)
-    if not bool(torch.isfinite(core).all()):
-        raise BadInput("the LoRA's weights are so large that their product overflows: it is broken")
-    left, values, right = torch.linalg.svd(core, full_matrices=False)
-    return q_up @ left, values, right @ q_down.T
-
-
 def truncate(delta: LowRankDelta, rule: RankRule | int) -> Truncation:
     """The best approximation of ``delta`` by the rank that ``rule`` chooses.
 
@@ -133,20 +116,27 @@ def truncate(delta: LowRankDelta, rule: RankRule | int) -> Truncation:
     from the limits of fp16; alpha is the rank (scale 1). An int is ``RankRule(rank=...)``.
 
     Raises:
-        BadInput: as ``singular_factors`` and ``RankRule``.
+        BadInput: as ``approximate`` and ``RankRule``.
     """
     rule = RankRule(rank=rule) if isinstance(rule, int) else rule
-    left, values, right = singular_factors(delta)
-    count = rule.choose(values)
-    roots = values[:count].sqrt()
-    kept = shaped(left[:, :count] * roots, roots[:, None] * right[:count], delta)
-    exact = values.double()
-    return Truncation(kept, norm=float(exact.norm()), lost=float(exact[count:].norm()))
+    (found,) = approximate([_sum([(delta, 1.0)], rule)])
+    return _truncation(found, delta)
 
 
-def truncate_all(lora: LoraWeights, rule_of: Callable[[str, LowRankDelta], RankRule]) -> Resized:
-    """Truncate every module by the rule that ``rule_of(name, delta)`` gives; raises as ``truncate``."""
-    done = {name: truncate(delta, rule_of(name, delta)) for name, delta in lora.items()}
+def truncate_sum(
+    terms: Sequence[tuple[LoraWeights, float]], rule_of: Callable[[str, LowRankDelta], RankRule]
+) -> Resized:
+    """The sum of ratio * lora over ``terms``, each module truncated by ``rule_of(name, delta)``.
+
+    The same as truncating ``arithmetic.combine(terms)``, without making it: a module's ``delta``
+    is that of the first term that has it. Raises as ``combine`` and ``truncate``.
+    """
+    groups = grouped(terms)
+    sums = [_sum(parts, rule_of(name, parts[0][0])) for name, parts in groups.items()]
+    done = {
+        name: _truncation(found, groups[name][0][0])
+        for name, found in zip(groups, approximate(sums), strict=True)
+    }
     return Resized(
         lora=LoraWeights({name: truncation.delta for name, truncation in done.items()}),
         residuals=_residuals(done),
@@ -155,12 +145,24 @@ def truncate_all(lora: LoraWeights, rule_of: Callable[[str, LowRankDelta], RankR
 
 def resize(lora: LoraWeights, rule: RankRule, conv_rule: RankRule | None = None) -> Resized:
     """Truncate every module by ``rule``, kernels larger than 1x1 by ``conv_rule`` where given."""
-    return truncate_all(lora, lambda _, delta: (conv_rule or rule) if delta.is_conv else rule)
+    return truncate_sum([(lora, 1.0)], lambda _, delta: (conv_rule or rule) if delta.is_conv else rule)
 
 
 def no_residuals(lora: LoraWeights) -> Residuals:
     """The report of an exact operation: zero everywhere."""
     return Residuals(modules=MappingProxyType(dict.fromkeys(lora, 0.0)), total=0.0)
+
+
+def _sum(parts: Sequence[tuple[LowRankDelta, float]], rule: RankRule) -> Sum:
+    return Sum(
+        terms=[(delta.up_matrix, delta.down_matrix, ratio * delta.scale) for delta, ratio in parts],
+        choose=rule.choose,
+        every_value=rule.needs_every_value,
+    )
+
+
+def _truncation(found: Approximation, like: LowRankDelta) -> Truncation:
+    return Truncation(shaped(found.left, found.right, like), found.norm, found.lost)
 
 
 def _residuals(done: Mapping[str, Truncation]) -> Residuals:

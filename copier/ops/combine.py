@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from copier.algebra import arithmetic
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
-from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_all
+from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_sum
 from copier.digest import file_digest
 from copier.errors import BadInput
+from copier.ops.digests import described_inputs
 from copier.ops.lora_file import aligned, derived_metadata, read_lora, write_lora
 from copier.ops.report import (
     Digest,
-    InputFile,
     OperationReport,
     check_weights,
     rank_ranges,
@@ -119,15 +119,11 @@ def _combine(
         raise BadInput("an exact combination has no rank of its own: give a rank or exact, not both")
     refuse_own_input(out, [path for path, _ in loras])
     check_weights(loras)
-    sources = aligned([read_lora(path, device=device) for path, _ in loras])
-    terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
-    total = arithmetic.combine(terms)
-    if exact:
-        result = Resized(total, no_residuals(total))
-    else:
-        inputs = [source.weights for source in sources]
-        result = truncate_all(total, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank))
-    files = tuple(InputFile(str(path), digest(path), ratio) for path, ratio in loras)
+    with described_inputs(loras, digest) as inputs:
+        sources = aligned([read_lora(path, device=device) for path, _ in loras])
+        terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
+        result = _exact(terms) if exact else _truncated(terms, rank, conv_rank)
+        files = inputs()
     what = {
         "operation": operation,
         "inputs": [file.named for file in files],
@@ -146,6 +142,18 @@ def _combine(
         residuals=result.residuals.modules,
         seconds=time.perf_counter() - started,
     )
+
+
+def _exact(terms: Sequence[tuple[LoraWeights, float]]) -> Resized:
+    total = arithmetic.combine(terms)
+    return Resized(total, no_residuals(total))
+
+
+def _truncated(
+    terms: Sequence[tuple[LoraWeights, float]], rank: int | None, conv_rank: int | None
+) -> Resized:
+    inputs = [weights for weights, _ in terms]
+    return truncate_sum(terms, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank))
 
 
 def _rule(

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from copier.algebra import truncation
 from copier.algebra.truncation import RankRule
 from copier.digest import file_digest
+from copier.ops.digests import described_inputs
 from copier.ops.lora_file import STALE_HASHES, derived_metadata, read_lora, write_lora
-from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
+from copier.ops.report import Digest, OperationReport, rank_ranges, refuse_own_input
 
 
 def resize(
@@ -48,9 +49,10 @@ def resize(
     )
     conv_rule = None if conv_rank is None else RankRule(rank=conv_rank)
     refuse_own_input(out, [lora])
-    source = read_lora(lora, device=device)
-    result = truncation.resize(source.weights, rule, conv_rule)
-    file = InputFile(str(lora), digest(lora))
+    with described_inputs([(lora, 1.0)], digest) as inputs:
+        source = read_lora(lora, device=device)
+        result = truncation.resize(source.weights, rule, conv_rule)
+        (file,) = inputs()
     what = {"operation": "resize", "inputs": [file.named], "residual": result.residuals.total}
     described = {
         **{key: text for key, text in source.metadata.items() if key not in _STALE},

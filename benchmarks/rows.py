@@ -1,0 +1,127 @@
+"""One line of the table: an operation as whole processes, with its yardsticks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measuring import COPIER, PYTHON, ROOT, TORCH, Failed, Series, copying, usage
+
+PAIRS = 5
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that everything is measured on; results go into ``folder`` too."""
+
+    folder: Path
+    minuend: Path
+    subtrahend: Path
+    locon: Path
+    checkpoint: Path
+    large: Path | None
+    """A bigger checkpoint, or None where the disk has no room for it and its copy."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds and bytes over those of a process that only imports torch; "" where something was not run."""
+
+    work: str
+    wall: float
+    cpu: float
+    rss: int
+    copies: float
+    """How many times the seconds of copying ``copied``."""
+    copied: str
+    other_ways: str
+    """The same by sd-scripts or a plain script, as multiples of ours, or why there is no such figure."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was not measured, and why."""
+
+    work: str
+    reason: str
+
+
+def sd_scripts() -> tuple[Path | None, str]:
+    """The checkout of sd-scripts, or why there is none."""
+    named = os.environ.get("COPIER_SD_SCRIPTS")
+    folder = Path(named) if named else ROOT / "vendor" / "sd-scripts"
+    if (folder / "networks" / "svd_merge_lora.py").is_file():
+        return folder.resolve(), ""
+    return None, "not run: no checkout"
+
+
+def sd_scripts_ratio(ours: float, tool: str, arguments: Sequence[str | Path], out: Path) -> str:
+    """Seconds of one run of sd-scripts' ``tool`` (without torch's import), as a multiple of ``ours``."""
+    folder, reason = sd_scripts()
+    if folder is None:
+        return reason
+    python = os.environ.get("COPIER_SD_SCRIPTS_PYTHON", sys.executable)
+    environment = ("env", f"PYTHONPATH={folder}")
+    try:
+        theirs = usage(
+            (*environment, python, folder / "networks" / tool, *arguments, "--save_to", out), fresh=out
+        )
+        import_alone = usage((python, "-c", "import torch"))
+    except Failed as error:
+        return f"failed: {error}"
+    return f"{(theirs.wall - import_alone.wall) / ours:.0f} x"
+
+
+def measured(
+    work: str,
+    arguments: Sequence[str | Path],
+    out: Path,
+    copied: Path,
+    other_ways: Callable[[float], str],
+    pairs: int = PAIRS,
+) -> Row:
+    """`copier ARGUMENTS -o OUT`, alternating with torch's import and with a copy of ``copied``."""
+    copy = out.with_name("copy.safetensors")
+    series = Series(
+        {
+            "torch": (TORCH, None),
+            "copy": (copying(copied, copy), copy),
+            "copier": ((*COPIER, *arguments, "-o", out), out),
+        },
+        pairs,
+    )
+    copy.unlink()
+    wall = series.over("copier", "torch", "wall")
+    return Row(
+        work=work,
+        wall=wall,
+        cpu=series.over("copier", "torch", "cpu"),
+        rss=int(series.over("copier", "torch", "rss")),
+        copies=series.ratio("copier", "torch", "copy"),
+        copied=size(copied),
+        other_ways=other_ways(wall),
+    )
+
+
+def has_command(name: str) -> bool:
+    """Is there such a command?"""
+    try:
+        usage((*COPIER, name, "--help"))
+    except Failed:
+        return False
+    return True
+
+
+def script_ratio(ours: float, arguments: Sequence[str | Path]) -> str:
+    """Seconds of `python -m ARGUMENTS` without torch's import, as a multiple of ``ours``."""
+    theirs = usage((*PYTHON, "-m", *arguments))
+    return f"{(theirs.wall - usage(TORCH).wall) / ours:.1f} x"
+
+
+def size(path: Path) -> str:
+    """The size of a file as the document writes it."""
+    count = path.stat().st_size
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
