@@ -50,6 +50,7 @@ def document(
         compute="\n".join(_compute(name, compute, flops[name]) for name in _NAMES),
         gpu=_gpu(compute),
         rank=INPUT_RANK,
+        kept=RANK,
         difference_flops=flops["difference"] / 1e9,
         resize_flops=flops["resize"] / 1e9,
         peak=compute["flops"] / 1e9,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from copier.checkpoint.header import Header
+from copier.checkpoint.lora_keys import without_adapter
 
 
 class Family(enum.Enum):
@@ -107,6 +108,9 @@ _TEXT_LAYER = re.compile(r"^lora_te_text_model_encoder_layers_(\d{1,4})_(?:self_
 
 def detect(header: Header) -> Identity:
     """Tell family, kind and layout from the header alone; never fails, may answer UNKNOWN."""
+    if any(".lora_" in key for key in header.tensors):
+        plain = {without_adapter(key): info for key, info in header.tensors.items()}
+        header = replace(header, tensors=plain)
     for layout, suffixes in _LORA_LAYOUTS:
         if any(key.endswith(suffixes) for key in header.tensors):
             return Identity(_lora_family(header), Kind.LORA, layout, _lora_details(header))

@@ -80,10 +80,14 @@ class LoraKey:
     layout: str
 
 
+def without_adapter(key: str) -> str:
+    """A key of peft's layout without the adapter's name that it may have: ``.lora_A.default.weight``."""
+    return _ADAPTER.sub(r"\1", key) if ".lora_" in key else key
+
+
 def split_key(key: str) -> LoraKey | None:
     """Module, part and layout of a LoRA's key; None where it is no such key."""
-    if ".lora_" in key:
-        key = _ADAPTER.sub(r"\1", key)
+    key = without_adapter(key)
     for suffix, (part, layout) in _SUFFIXES.items():
         if key.endswith(suffix):
             module = key.removesuffix(suffix)

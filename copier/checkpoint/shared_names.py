@@ -8,22 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from copier.checkpoint.family import Family
 from copier.checkpoint.lora_names import TRANSFORMERS
-from copier.checkpoint.names import UNET_ENDS, UNET_RESNET
+from copier.checkpoint.native_names import native_unet_name
 from copier.errors import BadInput
 
-_LEVEL_PART = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
-_SAMPLER = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(?:down|up)samplers_0_conv")
-_MIDDLE = re.compile(r"lora_unet_mid_block_(attentions|resnets)_(\d+)_(.+)")
-_ENDS = {
-    f"lora_unet_{ours}".replace(".", "_"): f"lora_unet_{theirs}".replace(".", "_")
-    for theirs, ours in (
-        *UNET_ENDS,
-        ("label_emb.0.0", "add_embedding.linear_1"),
-        ("label_emb.0.2", "add_embedding.linear_2"),
-    )
-}
-_INSIDE = {ours: theirs.replace(".", "_") for theirs, ours in UNET_RESNET}
-_INSIDE["conv_shortcut"] = "skip_connection"
 _TRANSFORMER_PREFIXES = {
     "transformer.": "lora_transformer_",
     "lycoris_": "lora_transformer_",
@@ -70,26 +57,5 @@ def _shared_name(name: str, family: Family) -> str:
         start = next((start for start in _TRANSFORMER_PREFIXES if name.startswith(start)), "")
         return _TRANSFORMER_PREFIXES.get(start, "") + name.removeprefix(start).replace(".", "_")
     if family is Family.SDXL:
-        return _native_unet_name(name)
+        return native_unet_name(name)
     return re.sub(r"^lora_te1_", "lora_te_", name)
-
-
-def _native_unet_name(name: str) -> str:
-    """LDM's name of a module of SDXL's U-Net, which has three levels, attention at the inner two."""
-    if name in _ENDS:
-        return _ENDS[name]
-    if match := _MIDDLE.fullmatch(name):
-        kind, number, inside = match.groups()
-        place = 1 if kind == "attentions" else 2 * int(number)
-        return f"lora_unet_middle_block_{place}_{_INSIDE.get(inside, inside)}"
-    if match := _SAMPLER.fullmatch(name):
-        last = 3 * int(match[2]) + 2
-        down = match[1] == "down"
-        return f"lora_unet_input_blocks_{last + 1}_0_op" if down else f"lora_unet_output_blocks_{last}_2_conv"
-    if match := _LEVEL_PART.fullmatch(name):
-        way, level, kind, layer, inside = match.groups()
-        side, first = ("input", 1) if way == "down" else ("output", 0)
-        place = 1 if kind == "attentions" else 0
-        number = first + 3 * int(level) + int(layer)
-        return f"lora_unet_{side}_blocks_{number}_{place}_{_INSIDE.get(inside, inside)}"
-    return name

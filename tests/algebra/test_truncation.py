@@ -187,27 +187,35 @@ def test_truncating_a_sum_is_truncating_its_exact_combination():
         assert direct.residuals.modules[name] == pytest.approx(by_way.residuals.modules[name], abs=1e-6)
 
 
-def test_float32_is_enough_for_a_usual_lora_and_not_for_a_cancelling_one(monkeypatch):
-    """The check that sends a module on: without it the slow routes would hide a wrong bound."""
+@pytest.fixture
+def routes(monkeypatch):
+    """The last route that the truncation of each case took: float32, float64 or "qr"."""
     used = []
     by_gram, by_qr = approximation._by_gram, approximation._by_qr
     monkeypatch.setattr(
         approximation, "_by_gram", lambda sums, dtype: used.append(dtype) or by_gram(sums, dtype)
     )
     monkeypatch.setattr(approximation, "_by_qr", lambda one: used.append("qr") or by_qr(one))
-    routes = {}
-    for name in ("decaying", "a difference", "one percent apart", "a millionth apart", "contained"):
-        used.clear()
-        terms, rank = CASES[name]
-        truncated(terms, RankRule(rank=rank))
-        routes[name] = used[-1]
-    assert routes == {
-        "decaying": torch.float32,
-        "a difference": torch.float32,
-        "one percent apart": torch.float64,
-        "a millionth apart": "qr",
-        "contained": "qr",
-    }
+
+    def taken(*names):
+        for name in names:
+            terms, rank = CASES[name]
+            truncated(terms, RankRule(rank=rank))
+            yield used[-1]
+
+    return taken
+
+
+def test_float32_is_enough_for_a_usual_lora_and_not_where_it_cancels(routes):
+    """Without this the slow routes would hide that the check refuses too much."""
+    usual = routes("decaying", "flat", "a difference", "badly scaled", "convolution")
+    assert set(usual) == {torch.float32}
+    assert list(routes("one percent apart", "a millionth apart", "contained")) == [torch.float64, "qr", "qr"]
+
+
+def test_a_host_that_allows_tf32_gets_float64(routes, monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert list(routes("decaying")) == [torch.float64]
 
 
 @pytest.mark.parametrize(("up", "down"), [(1e30, 1e30), (3e38, 3e38), (math.inf, 1.0), (math.nan, 1.0)])

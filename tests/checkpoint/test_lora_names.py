@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from copier.checkpoint.blocks import block_of, block_of_module
 from copier.checkpoint.family import Family
+from copier.checkpoint.header import Header, TensorInfo
 from copier.checkpoint.lora_keys import layout_of, split_key
 from copier.checkpoint.lora_names import canonical_name, lora_table
 from copier.checkpoint.names import kohya_modules
+from copier.checkpoint.native_names import native_unet_name
+from copier.checkpoint.targets import module_targets
 
 SD15 = json.loads((Path(__file__).parent / "data" / "sd15.json").read_text(encoding="utf-8"))
 
@@ -122,3 +126,56 @@ def test_what_belongs_to_no_module_is_kept_with_its_reason():
     assert "embedding" in table.unknown["bundle_emb.me.emb_params"]
     assert "no LoRA" in table.unknown["x.y.z"]
     assert "names the same as 'unet." in table.unknown["lora_unet_down_blocks_0_x.lora_down.weight"]
+
+
+def xl_unet():
+    """Paths of SDXL's U-Net in LDM's layout, of each kind of module one or more in every block."""
+    resnet = ("in_layers.2", "emb_layers.1", "out_layers.3")
+    attention = ("proj_in", "transformer_blocks.1.attn2.to_k", "proj_out")
+    ends = ("input_blocks.0.0", "time_embed.0", "time_embed.2", "label_emb.0.0", "label_emb.0.2", "out.2")
+    paths = [
+        *ends,
+        "input_blocks.3.0.op",
+        "input_blocks.6.0.op",
+        "output_blocks.2.2.conv",
+        "output_blocks.5.2.conv",
+    ]
+    for way, numbers, deep in (("input", (1, 2, 4, 5, 7, 8), range(4, 9)), ("output", range(9), range(6))):
+        for number in numbers:
+            paths += [f"{way}_blocks.{number}.0.{part}" for part in (*resnet, "skip_connection")]
+            paths += [f"{way}_blocks.{number}.1.{part}" for part in attention if number in deep]
+    for number, parts in enumerate((resnet, attention, resnet)):
+        paths += [f"middle_block.{number}.{part}" for part in parts]
+    return paths
+
+
+def test_both_names_of_every_module_of_sdxls_unet_stand_for_one_weight_in_one_block():
+    infos = {f"model.diffusion_model.{path}.weight": TensorInfo("F16", (4, 4), 0, 0) for path in xl_unet()}
+    targets = module_targets(Header(tensors=infos, metadata={}, data_start=0, file_size=0))
+    names = {name: target for name, target in targets.items() if name.startswith("lora_unet_")}
+    assert len(names) >= 2 * len(infos)
+    for name, target in names.items():
+        native = target.key.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        assert native_unet_name(name) == "lora_unet_" + native.replace(".", "_")
+        assert block_of_module(name, Family.SDXL) == block_of(target.key)
+
+
+def test_every_module_of_sd1_is_in_the_block_of_its_weight():
+    blocks = {module.kohya: block_of(module.ldm) for module in kohya_modules().values()}
+    assert {"BASE", "IN01", "IN11", "M00", "OUT00", "OUT11"} <= set(blocks.values())
+    assert {name: block_of_module(name, Family.SD1) for name in blocks} == blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "block"),
+    [
+        ("lora_unet_double_blocks_7_img_attn_qkv", Family.FLUX, "DB07"),
+        ("transformer.transformer_blocks.7.attn.to_q", Family.FLUX, "DB07"),
+        ("transformer.transformer_blocks.7.attn.to_q", Family.SD3, "JB07"),
+        ("lora_transformer_single_transformer_blocks_31_proj_out", Family.FLUX, "SB31"),
+        ("text_encoder.text_model.x", Family.FLUX, "BASE"),
+        ("transformer.x_embedder", Family.FLUX, "OTHER"),
+    ],
+)
+def test_blocks_of_transformers_are_told_from_either_name(name, family, block):
+    assert block_of_module(name, family) == block

@@ -100,6 +100,22 @@ def test_every_layout_gives_the_same_modules_under_kohyas_names_and_comes_back_a
     assert close({name: delta.dense() for name, delta in again.items()}, truth)
 
 
+def test_the_name_of_an_adapter_hides_no_family(tmp_path):
+    """SDXL's first text encoder is lora_te1_, which only the width of its cross attention tells here."""
+    cross, text = (
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+        "text_encoder.text_model.x",
+    )
+    tensors = {}
+    for name, width in ((cross, 2048), (text, 8)):
+        tensors[f"{name}.lora_A.mine.weight"] = torch.randn(2, width)
+        tensors[f"{name}.lora_B.mine.weight"] = torch.randn(4, 2)
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    read = read_lora(tmp_path / "a.safetensors")
+    assert read.family is Family.SDXL
+    assert {name[:9] for name in read.weights} == {"lora_unet", "lora_te1_"}
+
+
 def kinds():
     """Module -> parts of one file that has every kind."""
     return {
@@ -230,6 +246,18 @@ def test_two_namings_of_sdxl_are_summed_as_the_same_modules(tmp_path):
     assert set(read_lora(tmp_path / "d.safetensors").weights) == set(left)
 
 
+def test_the_text_encoder_of_sd1_may_be_called_the_first(tmp_path):
+    other = TEXT.replace("lora_te_", "lora_te1_")
+    down = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    left = plain(tmp_path / "a.safetensors", [TEXT, down])
+    right = plain(tmp_path / "b.safetensors", [other, down])
+    terms = [(tmp_path / "a.safetensors", 1.0), (tmp_path / "b.safetensors", 1.0)]
+    combine(terms, tmp_path / "c.safetensors", exact=True, dtype="fp32")
+    total = read_lora(tmp_path / "c.safetensors").weights
+    assert set(total) == {TEXT, down}
+    torch.testing.assert_close(total[TEXT].dense(), left[TEXT].dense() + right[other].dense())
+
+
 def test_a_transformer_with_q_k_and_v_apart_and_one_with_them_fused_are_not_summed(tmp_path):
     plain(
         tmp_path / "a.safetensors",
@@ -320,9 +348,8 @@ def test_inspect_counts_modules_by_kind_and_place_with_norms_by_block(tmp_path):
     with LoraReader(tmp_path / "a.safetensors") as reader:
         norms = {name: float(reader.delta(name).dense().norm()) for name in reader.modules}
     assert math.isclose(found["norm"], math.hypot(*norms.values()), rel_tol=1e-5)
-    assert math.isclose(
-        found["norms"]["IN01"], math.hypot(norms[QUERY], norms[OUT], norms[OUT + ".bias"]), rel_tol=1e-5
-    )
+    first = math.hypot(*(norm for name, norm in norms.items() if "down_blocks_0" in name))
+    assert math.isclose(found["norms"]["IN01"], first, rel_tol=1e-5)
 
 
 def test_inspect_describes_the_parts_of_a_checkpoint(tmp_path):
