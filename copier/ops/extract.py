@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -485,6 +486,6 @@ def _short_hash(path: str | os.PathLike[str]) -> str:
 
 def _nothing(unchanged: int, left_out: Sequence[LeftOut]) -> str:
     text = f"the checkpoints have the same weights in all {unchanged} modules that the LoRA would have"
-    if left_out:
-        text += f" ({len(left_out)} other tensors differ, {left_out[0].key!r} is {left_out[0].why.value})"
-    return f"{text}: there is nothing to extract"
+    reasons = Counter(one.why.value for one in left_out)
+    others = "; ".join(f"{count} tensors {reason}" for reason, count in reasons.items())
+    return f"{text}{f' ({others})' if others else ''}: there is nothing to extract"

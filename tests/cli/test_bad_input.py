@@ -327,6 +327,21 @@ CASES = {
         ("resize", "small.safetensors", "-o", "x.safetensors", "--rank", "1", "--sv-fro", "0.9"),
         ("--rank and --sv-fro", "exactly one"),
     ),
+    "extraction without a rule": Case(
+        ("extract", "base.safetensors", "base.safetensors", "-o", "x.safetensors"), ("no rule", "--rank")
+    ),
+    "extraction from equal files": Case(
+        ("extract", "base.safetensors", "base.safetensors", "-o", "x.safetensors", "--rank", "1"),
+        ("same weights", "nothing to extract"),
+    ),
+    "extraction from a LoRA": Case(
+        ("extract", "small.safetensors", "base.safetensors", "-o", "x.safetensors", "--rank", "1"),
+        ("small.safetensors", "no checkpoint", "lora"),
+    ),
+    "extraction over a file": Case(
+        ("extract", "base.safetensors", "base.safetensors", "-o", "small.safetensors", "--rank", "1"),
+        ("small.safetensors exists", "--overwrite"),
+    ),
     "exact with a rank": Case(
         (
             "difference",

@@ -131,7 +131,7 @@ def factors(path: Path) -> dict[str, Any]:
 def dense(path: Path, module: str) -> Any:
     tensors = factors(path)
     up, down = tensors[f"{module}.lora_up.weight"], tensors[f"{module}.lora_down.weight"]
-    return float(tensors[f"{module}.alpha"]) / up.shape[1] * (up @ down)
+    return float(tensors[f"{module}.alpha"]) / up.shape[1] * (up.flatten(1) @ down.flatten(1))
 
 
 def test_difference_of_combined_loras_gives_the_other_one_back(
@@ -185,6 +185,35 @@ def test_resize_and_merge_write_what_they_say(copier: Any, folder: Path) -> None
     over = copier("merge", "base.safetensors", "small.safetensors", "-o", "m.safetensors", "--overwrite")
     assert over.code == 0
     assert "changed  2 tensors" in over.out
+
+
+def test_extract_gives_a_merged_lora_back_and_names_what_is_not_in_it(
+    copier: Any, folder: Path, doubles: ModuleType
+) -> None:
+    norms = [f"model.diffusion_model.middle_block.1.transformer_blocks.0.norm{n}.bias" for n in (1, 2, 3)]
+    with TensorReader(folder / "base.safetensors") as reader:
+        more = {key: reader.tensor(key) + 1 for key in norms}
+        kept = {key: reader.tensor(key) for key in reader.header.tensors}
+    doubles.write_checkpoint(folder / "other.safetensors", **{**kept, **more})
+    merge = ("merge", "other.safetensors", "small.safetensors", "-o", "tuned.safetensors")
+    assert copier(*merge).code == 0
+    files = ("extract", "tuned.safetensors", "base.safetensors")
+    options = ("--rank", "2", "--dtype", "fp32", "--threads", "1")
+    done = copier(*files, "-o", "one.safetensors", *options, "--json")
+    assert done.code == 0, done.err
+    assert done.json["changed"] == 2
+    assert done.json["unchanged"] == 262
+    assert 1.0 <= done.json["bound"] <= 1.01
+    assert [one["key"] for one in done.json["left_out"]] == norms
+    assert "3 tensors changed, but no LoRA can carry it" in done.err
+    assert norms[0] in done.err
+    for module in {key.partition(".")[0] for key in factors(folder / "small.safetensors")}:
+        expected = dense(folder / "small.safetensors", module)
+        assert float((dense(folder / "one.safetensors", module) - expected).norm() / expected.norm()) < 1e-5
+    told = copier(*files, "-o", "two.safetensors", "--sv-fro", "0.5", "--max-rank", "1")
+    assert told.code == 0
+    assert "ranks" in told.out
+    assert "certified    at most 1.0000 x the smallest possible error" in told.out
 
 
 def test_inspect_tells_what_a_file_is_and_the_recipe_that_it_carries(
