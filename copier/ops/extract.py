@@ -26,8 +26,8 @@ from copier.algebra.truncation import RankRule
 from copier.checkpoint.dtypes import chosen_dtype, torch_dtype
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import Header, TensorInfo, read_header
-from copier.checkpoint.names import kohya_modules
 from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.targets import Target, written_names
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.lora_file import network_metadata, write_lora
@@ -177,26 +177,6 @@ def extract(
         unchanged=unchanged,
         left_out=left_out,
     )
-
-
-@dataclass(frozen=True)
-class Target:
-    """The tensor ``key`` of a checkpoint, or ``rows`` of it: the first, and the one after the last."""
-
-    key: str
-    rows: tuple[int, int] | None = None
-
-
-def written_names(checkpoint: Header) -> Mapping[str, Target]:
-    """The name that a written LoRA has for each weight of the checkpoint that it can change."""
-    family = detect(checkpoint).family
-    if family is not Family.SD1:
-        raise BadInput(f"the checkpoints are of the family {family.name}: only SD1 is supported so far")
-    return {
-        name: Target(module.ldm)
-        for name, module in kohya_modules().items()
-        if module.ldm in checkpoint.tensors
-    }
 
 
 def _common_family(tuned: Path, theirs: Header, base: Path, ours: Header) -> Family:
