@@ -1,71 +1,83 @@
-"""Reads parts of a safetensors file in a thread, a few ahead of their use."""
+"""Work on a file in stages that run side by side: each is an iterator that a thread of its own drives."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 
-from copier.checkpoint.reader import TensorReader
-
-DEPTH = 2
-"""Parts that may wait for their use."""
-
-Span = tuple[str, int, int]
-"""A tensor's key, and the first and last byte (exclusive) of a part of it."""
+Item = TypeVar("Item")
 
 
-class ReadAhead:
-    """The bytes of ``spans`` in their order, uint8 tensors of one dimension; a context manager.
+class Closed(Exception):
+    """Nobody wants what a stage would do next."""
 
-    The memory is that of the largest ``DEPTH`` + 2 parts: each is valid only until the next is asked
-    for. While it is open nothing else may read from ``reader``.
-    """
 
-    def __init__(self, reader: TensorReader, spans: Sequence[Span]) -> None:
-        self._reader, self._spans = reader, spans
-        size = max((end - start for _, start, end in spans), default=0)
+class Buffers:
+    """A few uint8 tensors of one size, used in turn; memory that is used again costs no page faults."""
+
+    def __init__(self, count: int, size: int) -> None:
         self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[torch.Tensor | Exception] = queue.SimpleQueue()
-        for _ in range(DEPTH + 2):
+        for _ in range(count):
             self._free.put(torch.empty(size, dtype=torch.uint8))
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="read-ahead", daemon=True)
 
-    def __enter__(self) -> ReadAhead:
-        self._thread.start()
-        return self
+    def take(self) -> torch.Tensor:
+        """One that nobody uses; waits for it. Raises ``Closed`` once they are closed."""
+        buffer = self._free.get()
+        if buffer is None:
+            self._free.put(None)
+            raise Closed
+        return buffer
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._closed.set()
+    def give(self, buffer: torch.Tensor) -> None:
+        """It may be taken again."""
+        self._free.put(buffer)
+
+    def close(self) -> None:
+        """End whoever waits for one, now or later."""
         self._free.put(None)
-        self._thread.join()
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """Raises ``BadCheckpoint`` or ``OSError`` where a part cannot be read."""
-        for _, start, end in self._spans:
-            buffer = self._full.get()
-            if isinstance(buffer, Exception):
-                raise buffer
-            yield buffer[: end - start]
-            self._free.put(buffer)
 
-    def _read(self) -> None:
-        for key, start, end in self._spans:
-            buffer = self._free.get()
-            if buffer is None or self._closed.is_set():
+class _Stage(Generic[Item]):
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._done: queue.SimpleQueue[tuple[Item | None, Exception | None]] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._drive, name="stage", daemon=True)
+
+    def __iter__(self) -> Iterator[Item]:
+        while True:
+            item, error = self._done.get()
+            if error is not None:
+                raise error
+            if item is None:
                 return
-            try:
-                self._reader.read_into(buffer.numpy().data[: end - start], key, start)
-            except Exception as error:  # raised again where the part is asked for
-                self._full.put(error)
-                return
-            self._full.put(buffer)
+            yield item
+
+    def _drive(self) -> None:
+        try:
+            for item in self._items:
+                self._done.put((item, None))
+            self._done.put((None, None))
+        except Exception as error:  # raised again where the next item is asked for
+            self._done.put((None, error))
+
+
+@contextmanager
+def in_thread(items: Iterator[Item], *buffers: Buffers) -> Iterator[Iterator[Item]]:
+    """The same items, none of them None, made in a thread, ahead of their use.
+
+    What keeps it from running far ahead is that it waits for one of ``buffers``; they are closed at the
+    end, so that the thread ends too. Its errors are raised where the next item is asked for.
+    """
+    stage = _Stage(items)
+    stage.thread.start()
+    try:
+        yield iter(stage)
+    finally:
+        for one in buffers:
+            one.close()
+        stage.thread.join()

@@ -7,13 +7,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from copier.algebra.merging import Change, add_changes, block_rows
-from copier.checkpoint.ahead import ReadAhead, Span
+from copier.checkpoint.ahead import Buffers, in_thread
 from copier.checkpoint.block_weights import block_weights
 from copier.checkpoint.blocks import block_of
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
@@ -22,7 +22,7 @@ from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import ITEM_BYTES, TensorInfo
 from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.targets import Target
-from copier.checkpoint.writer import TensorWriter, tensor_bytes
+from copier.checkpoint.writer import TensorWriter
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.digests import described_inputs
@@ -39,7 +39,9 @@ from copier.ops.report import (
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 PART_BYTES = 16 << 20
-"""Of a tensor, in memory at a time."""
+"""Of a tensor, read and written at a time."""
+BUFFERS = 3
+"""Parts that may be in memory between reading and computing, and between computing and writing."""
 
 _FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 _UNKNOWN_DIGEST = "0" * 64
@@ -71,7 +73,7 @@ def merge(
 ) -> OperationReport:
     """Write the checkpoint with the sum of weight * LoRA added to its weights.
 
-    Some 16 MB of the checkpoint and one module of each LoRA are in memory at a time. Tensors that no
+    Some parts of 16 MB and one module of each LoRA are in memory at a time. Tensors that no
     LoRA changes are copied byte for byte (with ``dtype`` fp16, bf16 or fp32 instead of "keep", all
     floating tensors are cast); the others are computed in float32 on ``device`` and cast once. A
     LoRA of weight 0 changes nothing. ``blocks`` has one text for all LoRAs or one for each, as
@@ -99,7 +101,7 @@ def merge(
         files = tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in everything)
         plan = _plan(reader, dtype)
         with TensorWriter(out, plan, _metadata(reader, files, metadata), overwrite=overwrite) as writer:
-            _Merger(reader, additions, device).write(writer, plan, observer, cancel)
+            _Merger(reader, additions, plan, device).write(writer, observer, cancel)
             files = hashes()
             writer.restate(_metadata(reader, files, metadata))
         merged = [one for several in additions.values() for one in several]
@@ -167,57 +169,100 @@ def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, .
     return dict(sorted(plan.items(), key=lambda item: -ITEM_BYTES[item[1][0]]))
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some bytes of a tensor, in a buffer of ``owner``."""
+
+    data: torch.Tensor
+    buffer: torch.Tensor
+    owner: Buffers
+
+    def release(self) -> None:
+        """Its memory may be used again."""
+        self.owner.give(self.buffer)
+
+
 class _Merger:
-    """Writes the tensors of a plan, part by part."""
+    """Writes the tensors of a plan, part by part; reading and computing run ahead of it in threads."""
 
-    def __init__(self, reader: TensorReader, additions: Mapping[str, list[_Addition]], device: str) -> None:
-        self._reader, self._additions, self._device = reader, additions, device
-
-    def write(
+    def __init__(
         self,
-        writer: TensorWriter,
+        reader: TensorReader,
+        additions: Mapping[str, list[_Addition]],
         plan: Mapping[str, tuple[str, tuple[int, ...]]],
-        observer: Observer,
-        cancel: CancelToken | None,
+        device: str,
     ) -> None:
-        spans = {key: self._spans(key) for key in plan}
-        with ReadAhead(self._reader, [span for parts in spans.values() for span in parts]) as ahead:
-            parts = iter(ahead)
-            for number, (key, (name, _)) in enumerate(plan.items(), start=1):
+        self._reader, self._additions, self._device = reader, additions, device
+        self._dtypes = {key: name for key, (name, _) in plan.items()}
+        self._spans = {key: self._cut(key) for key in plan}
+        largest = max((end - start for cuts in self._spans.values() for start, end in cuts), default=0)
+        growth = max((self._growth(key) for key in plan), default=1)
+        self._read, self._computed = Buffers(BUFFERS, largest), Buffers(BUFFERS, largest * growth)
+
+    def write(self, writer: TensorWriter, observer: Observer, cancel: CancelToken | None) -> None:
+        """Give the writer every tensor."""
+        with (
+            in_thread(self._reading(), self._read) as read,
+            in_thread(self._computing(read), self._read, self._computed) as done,
+        ):
+            for number, (key, cuts) in enumerate(self._spans.items(), start=1):
                 if cancel is not None:
                     cancel.check()
-                mine = zip(spans[key], parts, strict=False)
-                writer.write_raw(key, self._written(key, name, mine))
-                observer(ProgressEvent("merge", step=number, steps=len(plan)))
+                writer.write_raw(key, _bytes(next(done) for _ in cuts))
+                observer(ProgressEvent("merge", step=number, steps=len(self._spans)))
 
-    def _spans(self, key: str) -> list[Span]:
-        """The parts in which the tensor is read; those of a changed one are whole blocks of rows."""
-        info = self._reader.info(key)
-        step = PART_BYTES
+    def _cut(self, key: str) -> list[tuple[int, int]]:
+        """First and last byte (exclusive) of each part; a changed tensor has whole blocks of rows."""
+        info, step = self._reader.info(key), PART_BYTES
         if key in self._additions:
             columns = math.prod(info.shape[1:])
             block = block_rows(columns) * columns * ITEM_BYTES[info.dtype]
             step = block * max(1, PART_BYTES // block)
-        return [(key, start, min(start + step, info.nbytes)) for start in range(0, info.nbytes, step)]
+        return [(start, min(start + step, info.nbytes)) for start in range(0, info.nbytes, step)]
 
-    def _written(
-        self, key: str, name: str, parts: Iterator[tuple[Span, torch.Tensor]]
-    ) -> Iterator[memoryview]:
-        """The bytes to write for the parts that were read."""
-        info = self._reader.info(key)
-        changes = [self._change(addition) for addition in self._additions.get(key, [])]
-        for (_, start, _), part in parts:
-            if not changes and info.dtype == name:
-                yield part.numpy().data
-                continue
-            columns = math.prod(info.shape[1:]) if changes else 1
-            weight = part.view(torch_dtype(info.dtype)).view(-1, columns).to(self._device)
-            out = torch.empty(weight.shape, dtype=torch_dtype(name), device=self._device)
-            row = start // (ITEM_BYTES[info.dtype] * columns)
-            add_changes(weight, changes, out, first_row=row, name=key)
-            yield tensor_bytes(out)
+    def _growth(self, key: str) -> int:
+        return max(1, ITEM_BYTES[self._dtypes[key]] // ITEM_BYTES[self._reader.info(key).dtype])
+
+    def _reading(self) -> Iterator[_Part]:
+        for key, cuts in self._spans.items():
+            for start, end in cuts:
+                buffer = self._read.take()
+                part = buffer[: end - start]
+                self._reader.read_into(part.numpy().data, key, start)
+                yield _Part(part, buffer, self._read)
+
+    def _computing(self, parts: Iterator[_Part]) -> Iterator[_Part]:
+        for key, cuts in self._spans.items():
+            changes = [self._change(addition) for addition in self._additions.get(key, [])]
+            copied = not changes and self._dtypes[key] == self._reader.info(key).dtype
+            for start, _ in cuts:
+                part = next(parts)
+                yield part if copied else self._changed(key, start, part, changes)
+
+    def _changed(self, key: str, start: int, part: _Part, changes: Sequence[Change]) -> _Part:
+        """The part, which begins at the byte ``start`` of the tensor, with its changes, in the new dtype."""
+        info, dtype = self._reader.info(key), torch_dtype(self._dtypes[key])
+        columns = math.prod(info.shape[1:]) if changes else 1
+        weight = part.data.view(torch_dtype(info.dtype)).view(-1, columns).to(self._device)
+        buffer = self._computed.take()
+        result = buffer[: weight.numel() * dtype.itemsize].view(dtype).view(-1, columns)
+        out = result if result.device == weight.device else torch.empty_like(weight, dtype=dtype)
+        row = start // (ITEM_BYTES[info.dtype] * columns)
+        add_changes(weight, changes, out, first_row=row, name=key)
+        if out is not result:
+            result.copy_(out)
+        part.release()
+        return _Part(result.view(torch.uint8).view(-1), buffer, self._computed)
 
     def _change(self, addition: _Addition) -> Change:
-        delta = addition.lora.delta(addition.module, self._device)
         rows = addition.target.rows
-        return Change(delta, addition.ratio, rows[0] if rows else 0)
+        return Change(
+            addition.lora.delta(addition.module, self._device), addition.ratio, rows[0] if rows else 0
+        )
+
+
+def _bytes(parts: Iterable[_Part]) -> Iterator[memoryview]:
+    """The bytes of each part, which is released when the next one is asked for."""
+    for part in parts:
+        yield part.data.numpy().data
+        part.release()
