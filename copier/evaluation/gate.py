@@ -52,6 +52,11 @@ class GateResult:
         return near and self.median <= spec.median_limit
 
 
+def worse(median: float, limit: float, *, passed: bool) -> tuple[bool, float]:
+    """The worst of several gates is the largest by this: whether it failed, then its median over the limit."""
+    return not passed, median / max(limit, 1e-6)
+
+
 def gate(copier_images: Picture, base_images: Picture, ideals: Picture) -> GateResult:
     """Distance of base + copier's pictures to A, in units of the base's own.
 
