@@ -53,7 +53,7 @@ class GateResult:
 
 
 def worse(median: float, limit: float, *, passed: bool) -> tuple[bool, float]:
-    """The worst of several gates is the largest by this: whether it failed, then its median over the limit."""
+    """Orders gates, the worst last: those that failed, then by the median in units of its limit."""
     return not passed, median / max(limit, 1e-6)
 
 
