@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from copier.app.service import Outcome
+from copier.evaluation.gate import worse
 from copier.evaluation.report import ReportFiles
 from copier.pipeline.runner import FinishedRun, StageState
 from copier.recipe import GateStage
@@ -83,7 +84,7 @@ def results_json(report: Json) -> list[Json]:
 
 
 def _gate(outcome: Outcome) -> Json | None:
-    """Of several gates one that did not pass, else the first."""
+    """Of several gates the one that the report shows: the worst."""
     gates = []
     for run in outcome.runs:
         for one in run.stages:
@@ -97,7 +98,11 @@ def _gate(outcome: Outcome) -> Json | None:
                     "median_limit": spec.median_limit,
                     "single_limit": spec.single_limit,
                 })  # fmt: skip
-    return min(gates, key=lambda gate: bool(gate["passed"]), default=None)
+    return max(gates, key=_badness, default=None)
+
+
+def _badness(gate: Json) -> tuple[bool, float]:
+    return worse(gate["median"], gate["median_limit"], passed=gate["passed"])
 
 
 def _result(result: Json) -> Json:

@@ -16,6 +16,7 @@ from copier.recipe import (
     CombineStage,
     DifferenceStage,
     FileStage,
+    GateStage,
     RankMethod,
     Recipe,
     ResizeStage,
@@ -23,7 +24,11 @@ from copier.recipe import (
 )
 
 ROOM = 256 * 1024 * 1024
-"""Bytes that any run needs besides its LoRAs: for pictures, the report and the trainer's scratch files."""
+"""Bytes that any run needs besides its LoRAs and sets: what it draws, the report, scratch files."""
+_PICTURE_BYTES = 3 + 3
+"""Of each pixel of a set: PNG files, no larger than the pixels, in the store and in the output folder."""
+_MEASURED_BYTES = 3 + 12
+"""And of each stage that measures by the set: PNG again, and float32 on the way to the autoencoder."""
 NONE_GIVEN: Mapping[str, Header] = MappingProxyType({})
 _DOWN = ".lora_down.weight"
 _BYTES = 4 + 2
@@ -59,18 +64,27 @@ def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = 
     return total
 
 
+def picture_room(recipe: Recipe, sets: Mapping[str, tuple[int, int, int]]) -> int:
+    """Bytes that the pictures of the sets take, at most; ``sets`` are count, width and height by name."""
+    total = 0
+    for name, (count, width, height) in sets.items():
+        measured = sum(isinstance(one, GateStage) and one.pictures == name for one in recipe.stages)
+        total += count * width * height * (_PICTURE_BYTES + measured * _MEASURED_BYTES)
+    return total
+
+
 def largest_rank(lora: Header) -> int:
     """The largest rank of a module in a LoRA file."""
     downs = [info.shape for name, info in lora.tensors.items() if name.endswith(_DOWN)]
     return max((shape[0] for shape in downs if shape), default=0)
 
 
-def check_room(folder: Path, option: str = "--out", *, loras: int = 0) -> None:
+def check_room(folder: Path, option: str = "--out", *, files: int = 0) -> None:
     """Raise ``BadInput`` where the disk of ``folder``, which need not exist, is nearly full.
 
-    ``loras`` are the bytes for LoRAs that will be needed, besides ``ROOM``.
+    ``files`` are the bytes for LoRAs and sets of pictures that will be needed, besides ``ROOM``.
     """
-    free, needed = shutil.disk_usage(existing_parent(folder)).free, ROOM + loras
+    free, needed = shutil.disk_usage(existing_parent(folder)).free, ROOM + files
     if free < needed:
         raise BadInput(
             f"the disk of {folder} has {free >> 20} MB free, a run needs {needed >> 20} MB: free some "

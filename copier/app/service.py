@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from copier.app.room import check_room, largest_rank, lora_room
+from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.fit import require_lora_fits
@@ -76,7 +76,7 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
         )
     checkpoint = check_checkpoint(request.checkpoint)
     check_device(request.device)
-    _check_pictures(request)
+    sets = _check_pictures(request)
     _check_captions(request)
     given = {name: read_header(path) for name, path in request.loras.items()}
     for name, header in given.items():
@@ -85,7 +85,8 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
             read_lora(request.loras[name])
     _check_starts(request, given)
     _check_out(request)
-    check_folders(request.out, settings, loras=seeds * lora_room(request.recipe, checkpoint, given))
+    files = seeds * lora_room(request.recipe, checkpoint, given) + picture_room(request.recipe, sets)
+    check_folders(request.out, settings, files=files)
 
 
 def preview(
@@ -229,11 +230,11 @@ def check_device(device: str) -> None:
         )
 
 
-def check_folders(out: Path, settings: Settings, *, report: bool = True, loras: int = 0) -> None:
+def check_folders(out: Path, settings: Settings, *, report: bool = True, files: int = 0) -> None:
     """Refuse an output or data folder that cannot be used, or whose disk is nearly full.
 
-    ``report`` tells whether a report will be written there, which replaces an earlier one; ``loras`` are
-    the bytes that LoRAs will take.
+    ``report`` tells whether a report will be written there, which replaces an earlier one; ``files`` are
+    the bytes that LoRAs and sets of pictures will take.
 
     Raises:
         BadInput: the message says which folder, why, and what to do; nothing is written.
@@ -245,8 +246,8 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, loras: 
         raise BadInput(
             f"the data folder {settings.data} cannot be used: {there} {why}; choose another with --data"
         )
-    check_room(out, "--out", loras=loras)
-    check_room(settings.data, "--data", loras=loras)
+    check_room(out, "--out", files=files)
+    check_room(settings.data, "--data", files=files)
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -289,11 +290,13 @@ def _wanted(request: RunRequest, *, control: bool) -> RunRequest:
     return replace(request, recipe=with_control(request.recipe)) if control else request
 
 
-def _check_pictures(request: RunRequest) -> None:
-    """Refuse sets whose pictures cannot be trained on, and pairs that are none."""
+def _check_pictures(request: RunRequest) -> Mapping[str, tuple[int, int, int]]:
+    """Count, width and height of each set; refuses what cannot be trained on, and pairs that are none."""
     sizes: dict[str, tuple[int, int]] = {}
+    counts: dict[str, int] = {}
     for pictures in request.recipe.pictures:
         source = request.pictures[pictures.name]
+        counts[pictures.name] = counts[pictures.of] if isinstance(source, Edit) else 1
         if isinstance(source, Edit):
             check_edit(source.name, source.parameters)
             sizes[pictures.name] = sizes[pictures.of]
@@ -301,11 +304,13 @@ def _check_pictures(request: RunRequest) -> None:
             sizes[pictures.name] = (original_side(request.recipe, source),) * 2
         else:
             sizes[pictures.name] = _size_of_all(source)
+            counts[pictures.name] = len(source.paths)
         if pictures.of:
             _check_pairs(request.pictures[pictures.of], source, sizes[pictures.of], sizes[pictures.name])
     for stage in request.recipe.trainings():
         generated = isinstance(request.pictures[stage.pictures], Generated)
         _check_resolution(stage, sizes[stage.pictures], generated=generated)
+    return {name: (counts[name], *size) for name, size in sizes.items()}
 
 
 def _check_starts(request: RunRequest, given: Mapping[str, Header]) -> None:

@@ -52,6 +52,11 @@ class GateResult:
         return near and self.median <= spec.median_limit
 
 
+def worse(median: float, limit: float, *, passed: bool) -> tuple[bool, float]:
+    """Orders gates, the worst last: those that failed, then by the median in units of its limit."""
+    return not passed, median / max(limit, 1e-6)
+
+
 def gate(copier_images: Picture, base_images: Picture, ideals: Picture) -> GateResult:
     """Distance of base + copier's pictures to A, in units of the base's own.
 

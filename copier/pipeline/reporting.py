@@ -12,7 +12,7 @@ import numpy as np
 
 from copier.evaluation.comparison import compare, spread
 from copier.evaluation.effect import StripResult
-from copier.evaluation.gate import ENOUGH
+from copier.evaluation.gate import ENOUGH, worse
 from copier.evaluation.report_data import (
     Check,
     ClosenessReport,
@@ -102,9 +102,7 @@ def report_data(
         checkpoint=first.request.checkpoint.name,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         program=program(),
-        gate=max(
-            gates.values(), key=lambda one: _excess(one.result.median, one.spec.median_limit), default=None
-        ),
+        gate=max(gates.values(), key=_badness, default=None),
         losses=_losses(first, shared),
         stages=_lines(everything),
         seconds=sum(run.seconds for run in everything),
@@ -123,9 +121,9 @@ def _evaluation(run: FinishedRun) -> EvaluateStage:
     return next((stage for stage in found if stage.lora == run.request.recipe.result), found[0])
 
 
-def _excess(median: float, limit: float) -> float:
-    """A median in units of its limit."""
-    return median / max(limit, 1e-6)
+def _badness(gate: GateReport) -> tuple[bool, float]:
+    result, spec = gate.result, gate.spec
+    return worse(result.median, spec.median_limit, passed=result.passed(spec))
 
 
 def _notes(run: FinishedRun) -> tuple[str, ...]:
@@ -216,8 +214,9 @@ def _closeness(run: FinishedRun) -> ClosenessReport | None:
                 pictures=plain_pictures(done[stage.needs["pictures"]]),
                 limit=stage.spec.median_limit,
             )
-            found.append((_excess(one.result.median, stage.spec.median_limit), one))
-    return max(found, key=lambda pair: pair[0], default=(0.0, None))[1]
+            median, limit = one.result.median, stage.spec.median_limit
+            found.append((worse(median, limit, passed=median <= limit), one))
+    return max(found, key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def _result(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copier.app.room import lora_room
+from copier.app.room import lora_room, picture_room
 from copier.checkpoint.header import Header, TensorInfo
 from copier.checkpoint.shapes import REAL, sd1_shapes
 from copier.codec import load_recipe, with_value
@@ -27,3 +27,9 @@ def test_an_exact_difference_has_both_ranks() -> None:
     ranks = lora_room(recipe, real_checkpoint())
     alone = lora_room(with_value(load_recipe("difference-svd"), "difference.ranks.rank=1"), real_checkpoint())
     assert ranks * (trained + 1) == alone * 2 * trained
+
+
+def test_a_thousand_pictures_that_are_measured_by_need_gigabytes() -> None:
+    recipe = load_recipe("copier-quick-pocket")
+    assert picture_room(recipe, {"a": (1, 128, 128), "b": (1, 128, 128)}) < 1 << 20
+    assert picture_room(recipe, {"a": (1000, 512, 512)}) == 1000 * 512 * 512 * (6 + 15)
