@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from copier.algebra.delta import LowRankDelta, cast, merged_weight
-from copier.checkpoint.blocks import block_of
+from copier.algebra.delta import Delta, cast, merged_weight
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
-from copier.checkpoint.fit import require_lora_fits
-from copier.checkpoint.header import ITEM_BYTES, TensorInfo, read_header
+from copier.checkpoint.fit import require_modules_fit
+from copier.checkpoint.header import ITEM_BYTES, TensorInfo
 from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.rows import Rows
 from copier.checkpoint.writer import TensorWriter
 from copier.digest import file_digest
 from copier.errors import BadInput
-from copier.ops.lora_file import STALE_HASHES, read_lora
+from copier.ops.lora_file import STALE_HASHES
+from copier.ops.lora_reader import LoraReader
 from copier.ops.report import (
     Digest,
     InputFile,
@@ -32,8 +34,21 @@ from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 _FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 
-_Parts = dict[Rows | None, list[tuple[LowRankDelta, float]]]
-_Deltas = dict[str, _Parts]
+
+@dataclass(frozen=True)
+class _Change:
+    """weight times the change of a LoRA's module, which is read when it is needed."""
+
+    lora: LoraReader
+    name: str
+    weight: float
+
+    def read(self, device: str) -> tuple[Delta, float]:
+        return self.lora.delta(self.name, device), self.weight
+
+
+_Parts = dict[Rows | None, list[_Change]]
+_Changes = dict[str, _Parts]
 """Key -> rows (None: all) -> what is added to them."""
 
 
@@ -52,7 +67,8 @@ def merge(
 ) -> OperationReport:
     """Write the checkpoint with the sum of weight * LoRA added to its weights.
 
-    One tensor is in memory at a time. Tensors that no LoRA changes are copied byte for byte
+    LoRAs may be of any kind that ``LoraReader`` reads. One tensor and the modules that change it are in
+    memory at a time. Tensors that no LoRA changes are copied byte for byte
     (with ``dtype`` fp16, bf16 or fp32 instead of "keep", all floating tensors are cast); the
     others are computed in float32 on ``device`` and cast once. A LoRA of weight 0 changes nothing.
     ``observer`` hears of every tensor; ``cancel`` is asked between them.
@@ -67,8 +83,10 @@ def merge(
     started = time.perf_counter()
     refuse_own_input(out, [checkpoint, *(path for path, _ in loras)])
     check_weights(loras)
-    with TensorReader(checkpoint) as reader:
-        deltas = _deltas(reader, loras, device)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(TensorReader(checkpoint))
+        readers = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
+        changes = _changes(reader, readers)
         inputs = (
             InputFile(str(checkpoint), digest(checkpoint)),
             *(InputFile(str(path), digest(path), weight) for path, weight in loras),
@@ -85,37 +103,35 @@ def merge(
             for number, (key, (name, _)) in enumerate(plan.items(), start=1):
                 if cancel is not None:
                     cancel.check()
-                _write(reader, writer, key, name, deltas, device)
+                _write(reader, writer, key, name, changes, device)
                 observer(ProgressEvent("merge", step=number, steps=len(plan)))
     return OperationReport(
         operation="merge",
         inputs=inputs,
         output=str(out),
-        changed=len(deltas),
-        ranks=rank_ranges(_named(deltas)),
+        changed=len(changes),
+        ranks=rank_ranges(_outlines(changes)),
         residual=0.0,
         seconds=time.perf_counter() - started,
     )
 
 
-def _deltas(
-    reader: TensorReader, loras: Sequence[tuple[str | os.PathLike[str], float]], device: str
-) -> _Deltas:
+def _changes(reader: TensorReader, loras: Sequence[tuple[LoraReader, float]]) -> _Changes:
     """What is added to the checkpoint's tensors; every LoRA is checked before any is read."""
     if not loras:
         raise BadInput("there is no LoRA to merge: give at least one")
-    targets = [require_lora_fits(read_header(path), reader.header) for path, _ in loras]
-    deltas: _Deltas = {}
-    for (path, weight), places in zip(loras, targets, strict=True):
+    targets = [require_modules_fit(lora.shapes, lora.family, reader.header) for lora, _ in loras]
+    changes: _Changes = {}
+    for (lora, weight), places in zip(loras, targets, strict=True):
         if weight == 0.0:
             continue
-        for name, delta in read_lora(path, device=device).weights.items():
-            place = places[name]
-            deltas.setdefault(place.key, {}).setdefault(place.rows, []).append((delta, weight))
-    whole = [key for key in deltas if reader.info(key).dtype not in _FLOATS]
+        for name, place in places.items():
+            change = _Change(lora, name, weight)
+            changes.setdefault(place.key, {}).setdefault(place.rows, []).append(change)
+    whole = [key for key in changes if reader.info(key).dtype not in _FLOATS]
     if whole:
         raise BadInput(f"{whole[0]!r} is {reader.info(whole[0]).dtype}: no LoRA can be added to it")
-    return deltas
+    return changes
 
 
 def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -132,33 +148,33 @@ def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, .
 
 
 def _write(
-    reader: TensorReader, writer: TensorWriter, key: str, name: str, deltas: _Deltas, device: str
+    reader: TensorReader, writer: TensorWriter, key: str, name: str, changes: _Changes, device: str
 ) -> None:
-    if key not in deltas and reader.info(key).dtype == name:
+    if key not in changes and reader.info(key).dtype == name:
         writer.write_raw(key, reader.raw(key))
         return
     weight = reader.tensor(key)
-    if key in deltas:
-        weight = _merged(weight.to(device), deltas[key])
+    if key in changes:
+        weight = _merged(weight.to(device), changes[key], device)
     writer.write(key, cast(weight, torch_dtype(name), key))
 
 
-def _merged(weight: torch.Tensor, parts: _Parts) -> torch.Tensor:
-    whole = parts.get(None)
-    result = merged_weight(weight, whole) if whole else weight.float().clone()
-    for rows, added in parts.items():
-        if rows is not None:
+def _merged(weight: torch.Tensor, parts: _Parts, device: str) -> torch.Tensor:
+    """``weight``, which may be overwritten, with everything added; in float32."""
+    result = weight.float()
+    for rows, changes in parts.items():
+        added = [change.read(device) for change in changes]
+        if rows is None:
+            result = merged_weight(result, added)
+        else:
             result[slice(*rows)] = merged_weight(result[slice(*rows)], added)
     return result
 
 
-def _named(deltas: _Deltas) -> list[tuple[str, LowRankDelta]]:
-    def prefix(key: str) -> str:
-        return "lora_te" if block_of(key) == "BASE" else "lora_unet"
-
+def _outlines(changes: _Changes) -> list[tuple[str, Delta]]:
     return [
-        (prefix(key), delta)
-        for key, parts in deltas.items()
+        (change.name, change.lora.outlines[change.name])
+        for parts in changes.values()
         for added in parts.values()
-        for delta, _ in added
+        for change in added
     ]
