@@ -18,10 +18,12 @@ _NAMES = {
     "joint_blocks": "JB",
 }
 _KINDS = "|".join(_NAMES)
-_KEY = re.compile(rf"(?:model\.diffusion_model\.)?({_KINDS})\.(\d+)\.")
-_NATIVE = re.compile(rf"(?:^|_)({_KINDS})_(\d+)_")
-_LEVEL = re.compile(r"(down|up)_blocks_(\d+)_(?:(?:attentions|resnets)_(\d+)|downsamplers|upsamplers)_")
-_TRANSFORMER = re.compile(r"(single_)?transformer_blocks_(\d+)_")
+_KEY = re.compile(rf"(?:model\.diffusion_model\.)?({_KINDS})\.(\d{{1,4}})\.")
+_NATIVE = re.compile(rf"(?:^|_)({_KINDS})_(\d{{1,4}})_")
+_LEVEL = re.compile(
+    r"(down|up)_blocks_(\d{1,4})_(?:(?:attentions|resnets)_(\d{1,4})|downsamplers|upsamplers)_"
+)
+_TRANSFORMER = re.compile(r"(single_)?transformer_blocks_(\d{1,4})_")
 _TRANSFORMER_NAMES = {Family.FLUX: "DB", Family.SD3: "JB"}
 _TEXT_MODULE = re.compile(
     r"lora_te\d?_|text_encoder|cond_stage_model_|conditioner_|base_model_model_text_model_"

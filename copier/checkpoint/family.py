@@ -57,7 +57,7 @@ class Identity:
 _LORA_LAYOUTS = (
     ("kohya", (".lora_down.weight", ".lora_up.weight")),
     ("peft", (".lora_A.weight", ".lora_B.weight")),
-    ("diffusers", ("lora.down.weight", "lora.up.weight", "_layer.down.weight", "_layer.up.weight")),
+    ("diffusers", ("lora.down.weight", "lora.up.weight", "lora_linear_layer.down.weight")),
     ("loha", (".hada_w1_a", ".hada_w2_a")),
     ("lokr", (".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".lokr_w2_a")),
     ("oft", (".oft_blocks", ".oft_diag")),
@@ -75,7 +75,7 @@ _TRANSFORMER_WIDTHS = {3072: Family.FLUX, 1536: Family.SD3, 2432: Family.SD3}
 """Width of the real transformers: FLUX.1; SD3 and SD3.5 medium; SD3.5 large."""
 
 _NAME = re.compile(
-    r"(.+?)(?:\.(?:(?:lora|hada|lokr|oft)_.+|(?:on_input|diff|diff_b|alpha|dora_scale))$|[._]lora\.)"
+    r"(.+?)(?:\.(?:lora|hada|lokr|oft)_|[._]lora\.|\.(?:on_input|diff|diff_b|alpha|dora_scale)$)"
 )
 # The others are of names with "_" for ".".
 _FLUX_NAME = re.compile(
@@ -83,7 +83,7 @@ _FLUX_NAME = re.compile(
 )
 _SD3_NAME = re.compile(r"joint_blocks_|^text_encoder_3_")
 _TRANSFORMER_NAME = re.compile(
-    r"(?:transformer_|base_model_model_|lora_transformer_|lycoris_)?transformer_blocks_(\d+)_"
+    r"(?:transformer_|base_model_model_|lora_transformer_|lycoris_)?transformer_blocks_(\d{1,4})_"
 )
 _FLUX_DOUBLE_BLOCKS = 19
 """Qwen-Image has FLUX's width and names of blocks, but more of them."""
@@ -103,7 +103,7 @@ _EARLY_NAME = re.compile(
 )
 """What SD1's and SD2's U-Nets have and SDXL's has not: four levels, transformers at the outermost."""
 _CROSS_NAME = re.compile(r"attn2_(processor_)?to_[kv]$")
-_TEXT_LAYER = re.compile(r"^lora_te_text_model_encoder_layers_(\d+)_(?:self_attn_|mlp_fc1)")
+_TEXT_LAYER = re.compile(r"^lora_te_text_model_encoder_layers_(\d{1,4})_(?:self_attn_|mlp_fc1)")
 
 
 def detect(header: Header) -> Identity:

@@ -77,7 +77,7 @@ def require_modules_fit(
         target = known.get(name)
         if target is None:
             problems.append(f"{name} {list(shape)}: {_NO_SUCH_WEIGHT}")
-        elif problem := _shape_problem(shape, target, checkpoint):
+        elif problem := _misfit(shape, target, checkpoint):
             problems.append(f"{name}: {problem}")
         else:
             targets[name] = target
@@ -116,10 +116,7 @@ def shape_problem(up: Shape, down: Shape, weight: Shape) -> str:
     """
     if not _multiply(up, down):
         return f"its factors {list(up)} and {list(down)} do not multiply"
-    delta = (up[0], *down[1:])
-    if _plain(delta) != _plain(weight):
-        return f"it changes a weight of shape {list(delta)}, the checkpoint's is {list(weight)}"
-    return ""
+    return _difference((up[0], *down[1:]), weight)
 
 
 def misfit_message(problems: Iterable[str]) -> str:
@@ -135,13 +132,19 @@ def misfit_message(problems: Iterable[str]) -> str:
     )
 
 
-def _shape_problem(delta: Shape, target: Target, checkpoint: Header) -> str:
+def _misfit(delta: Shape, target: Target, checkpoint: Header) -> str:
     whole = checkpoint.tensors[target.key].shape
-    weight = whole if target.rows is None else (target.rows[1] - target.rows[0], *whole[1:])
+    if target.rows is None:
+        return _difference(delta, whole)
+    first, end = target.rows
+    problem = _difference(delta, (end - first, *whole[1:]))
+    return problem and f"{problem} (rows {first} to {end - 1} of {target.key})"
+
+
+def _difference(delta: Shape, weight: Shape) -> str:
     if _plain(delta) == _plain(weight) or delta == (weight[0], math.prod(weight[1:])):
         return ""
-    place = "" if target.rows is None else f" (rows {target.rows[0]} to {target.rows[1] - 1} of {target.key})"
-    return f"it changes a weight of shape {list(delta)}, the checkpoint's is {list(weight)}{place}"
+    return f"it changes a weight of shape {list(delta)}, the checkpoint's is {list(weight)}"
 
 
 def _multiply(up: Shape, down: Shape) -> bool:

@@ -43,9 +43,11 @@ _TRAINED_TRANSFORMER = re.compile(
 )
 _NOT_TRAINED_FLUX = "final_layer."
 _TRAINED_TEXT = re.compile(
-    r"text_model\.encoder\.layers\.(\d+)\.(self_attn\.\w+_proj|mlp\.fc[12])"
+    r"text_model\.encoder\.layers\.(\d{1,4})\.(self_attn\.\w+_proj|mlp\.fc[12])"
     r"|encoder\.block\.\d+\.layer\.\d+\.(SelfAttention\.[qkvo]|DenseReluDense\.\w+)"
 )
+_PROJECTION = re.compile(r"self_attn\.(q|k|v|out)_proj$")
+"""Projections of text encoders, which diffusers' first LoRAs name as the U-Net's."""
 _SD2_TEXT_LAYERS = 23
 """SD2 reads the last but one of its 24 layers; kohya leaves the last one out (``model_util.py``)."""
 
@@ -111,6 +113,7 @@ def _all_named(checkpoint: Header) -> Iterator[_Named]:
 def _text_names(encoder: TextEncoder, key: str, shape: tuple[int, ...], family: Family) -> Iterator[_Named]:
     for path, rows in text_parts(encoder, key.removeprefix(encoder.prefix), shape):
         aliases = [*_flat(encoder.kohya, path), *_dotted(encoder.dotted, path)]
+        aliases += _dotted(encoder.dotted, _PROJECTION.sub(r"self_attn.to_\1", path))
         if rows is None:
             aliases.append(key.removesuffix(_WEIGHT))
         trained = _TRAINED_TEXT.fullmatch(path)
