@@ -86,7 +86,7 @@ def sdxl_checkpoint(folder: Path) -> None:
 
 
 def sdxl_lora(folder: Path) -> None:
-    name = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
+    name = "lora_unet_down_blocks_2_attentions_0_transformer_blocks_3_attn1_to_q"  # no other is as deep
     tensors = {
         f"{name}.lora_up.weight": torch.zeros(4, 2),
         f"{name}.lora_down.weight": torch.zeros(2, 4),
