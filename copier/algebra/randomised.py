@@ -47,8 +47,10 @@ PIECE = 1 << 18
 """Elements that are summed in float32 at once."""
 
 _PROBES = 32
-_PRODUCTS = (6, 8, 10)
-"""Products with the matrix that a probe takes at most, by round; the exact route follows the last one."""
+_PRODUCTS = 10
+"""Products with the matrix that a probe takes at most."""
+_ROUNDS = 3
+"""Blocks that are tried before the exact route is taken."""
 _DELTA = 1e-7
 _FALL, _STEP = 0.7, 2.0
 """A spectrum falls where the block's last energy is below this part of the last one that is kept; a step is a
@@ -97,14 +99,14 @@ def approximate(
     wanted = min(rule.rank or rule.max_rank or SPARE, rule.max_rank or side)
     width = wanted + max(SPARE, wanted // 2)
     block = _normal(matrix, matrix.shape[1], 0, draw)
-    for products in _PRODUCTS:
+    for _ in range(_ROUNDS):
         if total == 0.0 or 2 * width >= side:
             break
         fresh = _normal(matrix, matrix.shape[1], width - block.shape[1], draw)
         ritz = _iterate(matrix, torch.cat([block, fresh], dim=1))
         rank = _decided(rule, ritz.better, total, side)
         if rank is not None and rank + SPARE <= width:
-            found = _certified(matrix, ritz, rank, total, draw, products)
+            found = _certified(matrix, ritz, rank, total, draw)
             if found is not None:
                 return found
         block = ritz.right
@@ -183,16 +185,16 @@ def _decided(rule: RankRule, energies: torch.Tensor, total: float, side: int) ->
 
 
 def _certified(
-    matrix: torch.Tensor, ritz: _Ritz, rank: int, total: float, draw: torch.Generator, products: int
+    matrix: torch.Tensor, ritz: _Ritz, rank: int, total: float, draw: torch.Generator
 ) -> Approximation | None:
-    """The approximation of rank ``rank``, if at most ``products`` products certify its error."""
+    """The approximation of rank ``rank``, if at most ``_PRODUCTS`` products certify its error."""
     basis = ritz.basis[:, : _separated(ritz, rank)]
     tail = _Tail(trace=max(0.0, total - float(ritz.energies[: basis.shape[1]].sum())) + _ENERGY_ERROR * total)
     lost = _squared_error(matrix, ritz, rank, total)
     allowed = lost * (1.0 - GOAL**-2)
     gap = 0.0 if lost <= RESOLUTION**2 * total else _gap(ritz, rank, basis.shape[1], tail, total)
     probe = _without(basis, _normal(matrix, matrix.shape[1], _PROBES, draw))
-    for product in range(1, products + 1):
+    for product in range(1, _PRODUCTS + 1):
         if gap <= allowed:
             break
         probe = _transposed_product(matrix, probe) if product % 2 == 0 else matrix @ probe

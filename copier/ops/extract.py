@@ -35,6 +35,8 @@ from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, r
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 _FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+_DIFFERENCES = 256 << 20
+"""Bytes of all differences that are in memory at a time, if they are more than one."""
 _CONV_PART = re.compile(r"\.(in_layers|out_layers|emb_layers|skip_connection|op|conv)\.")
 """LDM's residual blocks and samplers, which kohya's networks have only with a conv rank."""
 
@@ -51,11 +53,20 @@ class Why(enum.Enum):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A tensor that differs between the two checkpoints and is not in the LoRA; its shape, and why."""
+    """A tensor that differs between the two checkpoints and is not in the LoRA; its shape, and why.
+
+    ``base_shape`` is that in the base checkpoint, where it is another.
+    """
 
     key: str
     shape: tuple[int, ...]
     why: Why
+    base_shape: tuple[int, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as an object that ``json.dumps`` takes."""
+        other = {} if self.base_shape is None else {"base_shape": list(self.base_shape)}
+        return {"key": self.key, "shape": list(self.shape), **other, "why": self.why.value}
 
 
 @dataclass(frozen=True)
@@ -77,9 +88,7 @@ class ExtractReport(OperationReport):
             **super().to_json(),
             "bound": max(self.bounds.values()),
             "unchanged": self.unchanged,
-            "left_out": [
-                {"key": one.key, "shape": list(one.shape), "why": one.why.value} for one in self.left_out
-            ],
+            "left_out": [one.to_json() for one in self.left_out],
         }
 
 
@@ -110,8 +119,8 @@ def extract(
     than 1x1 get that rank. Every tensor of both files is compared, and what differs without being in the
     LoRA is listed in the report.
 
-    A few tensors are in memory at a time: ``threads`` modules (default: torch's number of threads; on another
-    device than the CPU one) are worked on, each by one thread, while two more threads compute the digests.
+    A few tensors are in memory at a time: as many as there are ``threads`` (default: torch's number of them),
+    fewer where they are large, one where ``device`` is not the CPU. Two more threads compute the digests.
     ``observer`` hears of every tensor; ``cancel`` is asked between them.
 
     Raises:
@@ -131,10 +140,9 @@ def extract(
     headers = Path(tuned), read_header(tuned), Path(base), read_header(base)
     family = _common_family(*headers)
     plan = _plan(headers[1], headers[3], rule, conv_rule)
-    workers = 1 if device != "cpu" else threads or torch.get_num_threads()
     with ThreadPoolExecutor(2) as hashing:
         digests = [hashing.submit(digest, path) for path in (tuned, base)]
-        outcomes = _all_compared(tuned, base, plan, device, workers, observer, cancel)
+        outcomes = _all_compared(tuned, base, plan, device, threads, observer, cancel)
         inputs = tuple(
             InputFile(str(path), one.result()) for path, one in zip((tuned, base), digests, strict=True)
         )
@@ -254,7 +262,7 @@ def _plan(tuned: Header, base: Header, rule: RankRule, conv_rule: RankRule | Non
         if other is None:
             left_out.append(LeftOut(key, info.shape, Why.ONLY_TUNED))
         elif _plain(info.shape) != _plain(other.shape):
-            left_out.append(LeftOut(key, info.shape, Why.SHAPE))
+            left_out.append(LeftOut(key, info.shape, Why.SHAPE, other.shape))
         else:
             tasks.append(_task(key, info, other, targets.get(key, []), rule, conv_rule))
     left_out += [
@@ -313,11 +321,13 @@ def _all_compared(
     base: str | os.PathLike[str],
     plan: _Plan,
     device: str,
-    workers: int,
+    threads: int | None,
     observer: Observer,
     cancel: CancelToken | None,
 ) -> list[_Outcome]:
     """Every task's outcome, in order."""
+    threads = threads or torch.get_num_threads()
+    workers = 1 if device != "cpu" else max(1, min(threads, _DIFFERENCES // max(1, 4 * plan.largest)))
     idle = [_Worker(tuned, base, plan.largest, device) for _ in range(workers)]
 
     def work(task: _Task) -> _Outcome:
@@ -331,7 +341,7 @@ def _all_compared(
     with contextlib.ExitStack() as stack:
         for worker in idle:
             stack.enter_context(worker)
-        pool = stack.enter_context(_single_threaded(workers))
+        pool = stack.enter_context(_pool(workers, threads // workers))
         running = [pool.submit(work, task) for task in plan.tasks]
         stack.callback(_cancel_all, running)
         for number, one in enumerate(running, start=1):
@@ -348,14 +358,15 @@ def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
 
 
 @contextlib.contextmanager
-def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch uses that thread alone.
+def _pool(workers: int, threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers in each of which torch uses so many threads.
 
-    Many modules are small, and teams of threads on cores that are busy with hashing wait for each other.
+    One each is best: many modules are small, and teams of threads on cores that are busy with hashing wait
+    for each other.
     """
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             yield pool
     finally:
         # Each thread has a number of its own; this is for those that start later.
@@ -451,7 +462,7 @@ def _pieces(reader: TensorReader, key: str) -> Iterator[torch.Tensor]:
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.dtype is not other.dtype:
         return torch.equal(one.double(), other.double())
-    wide = torch.int64 if one.nbytes % 8 == 0 else torch.uint8
+    wide = torch.int64 if one.numel() * one.element_size() % 8 == 0 else torch.uint8
     return torch.equal(one.view(wide), other.view(wide))
 
 

@@ -306,7 +306,8 @@ def _left_out(report: ExtractReport) -> list[str]:
     """What differs and is not in the LoRA: a line for each reason, with the first few names."""
     keys: dict[str, list[str]] = {}
     for one in report.left_out:
-        keys.setdefault(one.why.value, []).append(f"{one.key} {list(one.shape)}")
+        shapes = " and ".join(str(list(shape)) for shape in (one.shape, one.base_shape) if shape is not None)
+        keys.setdefault(one.why.value, []).append(f"{one.key} {shapes}")
     lines = []
     for why, names in keys.items():
         more = f" and {len(names) - _LISTED} more (--json lists all)" if len(names) > _LISTED else ""
