@@ -7,9 +7,13 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from copier.progress import CancelToken
 from copier.writepoints import write_point
 
 log = logging.getLogger(__name__)
@@ -24,13 +28,44 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256, in hex, of the file's content."""
+def file_digest(path: str | os.PathLike[str], *, cancel: CancelToken | None = None) -> str:
+    """SHA-256, in hex, of the file's content. Raises ``Cancelled`` where ``cancel`` is set."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            if cancel is not None:
+                cancel.check()
     return digest.hexdigest()
+
+
+class DigestsAhead:
+    """Digests of files that are computed in threads from now on, each file in one.
+
+    A context manager: where its block ends, what is not finished is given up.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        names = {os.fspath(path) for path in paths}
+        self._cancel = CancelToken()
+        self._threads = ThreadPoolExecutor(len(names))
+        self._found = {name: self._threads.submit(file_digest, name, cancel=self._cancel) for name in names}
+
+    def __enter__(self) -> DigestsAhead:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cancel.cancel()
+        self._threads.shutdown()
+
+    def digest(self, path: str | os.PathLike[str]) -> str:
+        """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
+        return self._found[os.fspath(path)].result()
 
 
 class DigestMemory:

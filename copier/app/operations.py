@@ -11,6 +11,7 @@ from typing import Any
 
 from copier.app.service import check_device, check_output
 from copier.codec import recipe_from_text, recipe_to_json
+from copier.digest import file_digest
 from copier.errors import BadInput, CopierError
 from copier.ops import combine as combining
 from copier.ops import extract as extracting
@@ -18,7 +19,7 @@ from copier.ops import inspect as inspecting
 from copier.ops import merge as merging
 from copier.ops import resize as resizing
 from copier.ops.extract import ExtractReport
-from copier.ops.report import OperationReport
+from copier.ops.report import Digest, OperationReport
 from copier.pipeline.results import RECIPE_KEY
 from copier.progress import CancelToken, Observer, ignore
 
@@ -150,6 +151,7 @@ def extract(
     device: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
+    digest: Digest = file_digest,
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
 ) -> ExtractReport:
@@ -169,6 +171,7 @@ def extract(
         device=chosen_device(device),
         threads=threads,
         overwrite=overwrite,
+        digest=digest,
         observer=observer,
         cancel=cancel,
     )

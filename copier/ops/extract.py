@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,15 @@ import torch
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
-from copier.algebra.randomised import PIECE, Approximation, approximate, squared_norm
+from copier.algebra.randomised import Approximation, approximate, squared_norm
 from copier.algebra.truncation import RankRule
-from copier.checkpoint.dtypes import chosen_dtype, torch_dtype
+from copier.checkpoint.dtypes import chosen_dtype
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import Header, TensorInfo, read_header
 from copier.checkpoint.names import kohya_modules
-from copier.checkpoint.reader import TensorReader
 from copier.digest import file_digest
 from copier.errors import BadInput
+from copier.ops.differences import Differences
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
@@ -140,17 +140,16 @@ def extract(
     headers = Path(tuned), read_header(tuned), Path(base), read_header(base)
     family = _common_family(*headers)
     plan = _plan(headers[1], headers[3], rule, conv_rule)
-    with ThreadPoolExecutor(2) as hashing:
-        digests = [hashing.submit(digest, path) for path in (tuned, base)]
+    with _digests(digest, (tuned, base)) as inputs_when_known:
         outcomes = _all_compared(tuned, base, plan, device, threads, observer, cancel)
-        inputs = tuple(
-            InputFile(str(path), one.result()) for path, one in zip((tuned, base), digests, strict=True)
-        )
+        inputs = inputs_when_known()
     modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
     unchanged = sum(outcome.unchanged for outcome in outcomes)
     left_out = (*plan.left_out, *(outcome.left_out for outcome in outcomes if outcome.left_out is not None))
     if not modules:
         raise BadInput(_nothing(unchanged, left_out))
+    if cancel is not None:
+        cancel.check()
     weights = LoraWeights({name: one.delta for name, one in modules.items()})
     norm = math.hypot(*(one.norm for one in modules.values()))
     residual = math.hypot(*(one.lost for one in modules.values())) / norm
@@ -163,14 +162,10 @@ def extract(
     }
     described = {
         **network_metadata(weights, name=Path(out).stem, family=family),
-        "ss_sd_model_name": Path(base).name,
-        "ss_sd_model_hash": _short_hash(base),
-        "ss_new_sd_model_hash": inputs[1].sha256,
+        **_about_the_base(inputs[1]),
         "copier_operation": json.dumps(what, sort_keys=True),
         **(metadata or {}),
     }
-    if cancel is not None:
-        cancel.check()
     write_lora(out, weights, described, dtype=dtype, overwrite=overwrite)
     return ExtractReport(
         operation="extract",
@@ -340,7 +335,7 @@ def _all_compared(
     outcomes = []
     with contextlib.ExitStack() as stack:
         for worker in idle:
-            stack.enter_context(worker)
+            stack.enter_context(worker.differences)
         pool = stack.enter_context(_pool(workers, threads // workers))
         running = [pool.submit(work, task) for task in plan.tasks]
         stack.callback(_cancel_all, running)
@@ -355,6 +350,21 @@ def _all_compared(
 def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
     for one in running:
         one.cancel()
+
+
+@contextlib.contextmanager
+def _digests(
+    digest: Digest, paths: Sequence[str | os.PathLike[str]]
+) -> Iterator[Callable[[], tuple[InputFile, ...]]]:
+    """Hash the files, each in a thread; what is yielded waits for that. A failure in the block does not."""
+    threads = ThreadPoolExecutor(len(paths))
+    found = [threads.submit(digest, path) for path in paths]
+    try:
+        yield lambda: tuple(
+            InputFile(str(path), one.result()) for path, one in zip(paths, found, strict=True)
+        )
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -374,36 +384,20 @@ def _pool(workers: int, threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Worker:
-    """Two open files, and memory for one difference that is used again and again."""
+    """Extracts the modules of one tensor at a time, from files and into memory of its own."""
 
     def __init__(
         self, tuned: str | os.PathLike[str], base: str | os.PathLike[str], largest: int, device: str
     ) -> None:
-        self._files = contextlib.ExitStack()
-        with self._files:
-            self._tuned = self._files.enter_context(TensorReader(tuned))
-            self._base = self._files.enter_context(TensorReader(base))
-            self._device = device
-            self._difference = torch.empty(largest, dtype=torch.float32)
-            self._scratch = torch.empty(PIECE, dtype=torch.float32)
-            self._files = self._files.pop_all()
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
+        self.differences = Differences(tuned, base, largest)
+        self._device = device
 
     def compared(self, task: _Task) -> _Outcome:
         """The modules of a task, or what differs without a module."""
         if not task.modules:
-            same = all(_same(one, other) for one, other in self._pairs(task.key))
+            same = self.differences.none(task.key)
             return _Outcome(left_out=None if same else LeftOut(task.key, task.shape, task.why))
-        matrix, energy = self._subtract(task)
-        if energy == 0.0:
-            return _Outcome(unchanged=len(task.modules))
-        if not math.isfinite(energy):
-            self._refuse_values(task.key)
+        matrix, energy = self.differences.matrix(task.key)
         modules, unchanged = {}, 0
         for module in task.modules:
             part, norm = matrix, energy
@@ -416,54 +410,6 @@ class _Worker:
             found = approximate(part.to(self._device), module.rule, seed=_seed(module.name), energy=norm)
             modules[module.name] = _extracted(found, task.shape[1:])
         return _Outcome(modules=modules, unchanged=unchanged)
-
-    def _subtract(self, task: _Task) -> tuple[torch.Tensor, float]:
-        """tuned - base as a float32 matrix (out, in * height * width), and its squared norm.
-
-        The matrix is valid until the next call.
-        """
-        whole = self._difference[: math.prod(task.shape)]
-        position, energy = 0, 0.0
-        for one, other in self._pairs(task.key):
-            count = one.numel()
-            piece, scratch = whole[position : position + count], self._scratch[:count]
-            if torch.float64 in (one.dtype, other.dtype):
-                piece.copy_(one.double() - other.double())
-            else:
-                # Converting with copy_ and then subtracting in float32 is four times as fast as at once.
-                piece.copy_(one)
-                piece.sub_(scratch.copy_(other))
-            energy += float(torch.dot(piece, piece))
-            position += count
-        return whole.view(task.shape[0], -1), energy
-
-    def _pairs(self, key: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return zip(_pieces(self._tuned, key), _pieces(self._base, key), strict=True)
-
-    def _refuse_values(self, key: str) -> None:
-        for reader in (self._tuned, self._base):
-            if not all(bool(torch.isfinite(piece.float()).all()) for piece in _pieces(reader, key)):
-                raise BadInput(
-                    f"{key!r} in {reader.path.name!r} has NaN or infinite weights: the checkpoint is broken"
-                )
-        raise BadInput(
-            f"the difference of {key!r} is so large that its square is no float32: these are no two "
-            "checkpoints of one model"
-        )
-
-
-def _pieces(reader: TensorReader, key: str) -> Iterator[torch.Tensor]:
-    """The elements of a tensor, ``PIECE`` at a time, in the file's dtype; each valid until the next."""
-    dtype = torch_dtype(reader.info(key).dtype)
-    for chunk in reader.raw(key):
-        yield from torch.split(torch.frombuffer(chunk, dtype=torch.uint8).view(dtype), PIECE)
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype is not other.dtype:
-        return torch.equal(one.double(), other.double())
-    wide = torch.int64 if one.numel() * one.element_size() % 8 == 0 else torch.uint8
-    return torch.equal(one.view(wide), other.view(wide))
 
 
 def _extracted(found: Approximation, inner: tuple[int, ...]) -> _Extracted:
@@ -488,11 +434,19 @@ def _seed(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
-def _short_hash(path: str | os.PathLike[str]) -> str:
-    """The hash of 64 kB of the file, as A1111 and sd-scripts' ``train_util.model_hash`` compute it."""
-    with open(path, "rb") as file:
+def _about_the_base(base: InputFile) -> dict[str, str]:
+    """What sd-scripts writes of the checkpoint that a LoRA was trained on.
+
+    ``ss_sd_model_hash`` is A1111's first hash, of 64 kB of the file (``train_util.model_hash``).
+    """
+    with open(base.path, "rb") as file:
         file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+        part = file.read(0x10000)
+    return {
+        "ss_sd_model_name": Path(base.path).name,
+        "ss_sd_model_hash": hashlib.sha256(part).hexdigest()[:8],
+        "ss_new_sd_model_hash": base.sha256,
+    }
 
 
 def _nothing(unchanged: int, left_out: Sequence[LeftOut]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from copier.cli.parser import Commands, Parser, finite, positive, weighted_file
 from copier.cli.session import Answer, Session
 from copier.cli.text import size, table
+from copier.digest import DigestsAhead
 from copier.errors import BadInput
 
 if TYPE_CHECKING:
@@ -280,22 +281,25 @@ def _register_extract(commands: Commands) -> None:
 
 def _extract(arguments: argparse.Namespace, session: Session) -> Answer:
     rules = _rule(arguments)
-    from copier.app import operations
+    # Torch is imported next, which leaves a core idle for a second or two.
+    with DigestsAhead([arguments.tuned, arguments.base]) as digests:
+        from copier.app import operations
 
-    report = operations.extract(
-        arguments.tuned,
-        arguments.base,
-        arguments.out,
-        **rules,
-        max_rank=arguments.max_rank,
-        conv_rank=arguments.conv_rank,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        threads=arguments.threads,
-        overwrite=arguments.overwrite,
-        observer=session.progress,
-        cancel=session.stoppable(),
-    )
+        report = operations.extract(
+            arguments.tuned,
+            arguments.base,
+            arguments.out,
+            **rules,
+            max_rank=arguments.max_rank,
+            conv_rank=arguments.conv_rank,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            threads=arguments.threads,
+            overwrite=arguments.overwrite,
+            digest=digests.digest,
+            observer=session.progress,
+            cancel=session.stoppable(),
+        )
     for line in _left_out(report):
         session.note(line)
     rows = [("certified", f"at most {max(report.bounds.values()):.4f} x the smallest possible error")]
