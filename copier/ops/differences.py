@@ -37,7 +37,10 @@ class Differences:
 
     def none(self, key: str) -> bool:
         """Is the tensor ``key`` the same in both? Of one dtype byte for byte, else by value."""
-        return all(_same(one, other) for one, other in self._pairs(key))
+        if self._tuned.info(key).dtype != self._base.info(key).dtype:
+            return all(torch.equal(one.double(), other.double()) for one, other in self._pairs(key))
+        chunks = zip(self._tuned.raw(key), self._base.raw(key), strict=True)
+        return all(_same_bytes(one, other) for one, other in chunks)
 
     def matrix(self, key: str) -> tuple[torch.Tensor, float]:
         """tuned - base of the tensor ``key``, and the squared Frobenius norm of that.
@@ -88,8 +91,6 @@ def _pieces(reader: TensorReader, key: str) -> Iterator[torch.Tensor]:
         yield from torch.split(torch.frombuffer(chunk, dtype=torch.uint8).view(dtype), PIECE)
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype is not other.dtype:
-        return torch.equal(one.double(), other.double())
-    wide = torch.int64 if one.numel() * one.element_size() % 8 == 0 else torch.uint8
-    return torch.equal(one.view(wide), other.view(wide))
+def _same_bytes(one: memoryview, other: memoryview) -> bool:
+    dtype = torch.uint8 if len(one) % 8 else torch.int64  # the wide one is six times as fast
+    return torch.equal(torch.frombuffer(one, dtype=dtype), torch.frombuffer(other, dtype=dtype))

@@ -277,7 +277,8 @@ def _task(
     rule: RankRule,
     conv_rule: RankRule | None,
 ) -> _Task:
-    if not targets or tuned.dtype not in _FLOATS or base.dtype not in _FLOATS or 0 in base.shape:
+    weights = tuned.dtype in _FLOATS and base.dtype in _FLOATS and len(base.shape) in (2, 4)
+    if not targets or not weights or 0 in base.shape:
         return _Task(key, base.shape, (), Why.NO_LORA)
     if conv_rule is None and _CONV_PART.search(key):
         return _Task(key, base.shape, (), Why.NO_CONV_RANK)
