@@ -301,7 +301,7 @@ def test_the_metadata_names_base_and_sources(files):
 
 
 def test_tensors_of_strange_kinds_are_compared_and_listed_not_extracted(files):
-    """A weight that is no matrix, one of whole numbers, one without elements, and what is no weight at all."""
+    """A weight that is no matrix, one of whole numbers, one without elements, and what is no weight."""
     vector, integers, empty = (key_of(name) for name in (Q, TEXT, PROJECTION))
     base = {
         **base_tensors(),
