@@ -17,7 +17,7 @@ spectrum falls, the second where it is flat (the rounding noise of fp16 weights)
 
 Of C a few things are known. Its trace is |A|_F^2 - t_1 - ... - t_w. Beyond that it is probed with a block G
 of b independent normal columns, drawn after V: X = C^(p/2) G, p products with A or A^T. With probability
-of at least 1 - delta each (delta = 1e-7),
+of at least 1 - delta each (delta = 1e-8),
 
     c_1^p    <= |X|_2^2 / x      x: the delta-quantile of chi squared with b degrees of freedom,
     trace C^p <= what |X|_F^2 allows by the lower tail of a weighted sum of chi squared
@@ -51,7 +51,7 @@ _PRODUCTS = 10
 """Products with the matrix that a probe takes at most."""
 _ROUNDS = 3
 """Blocks that are tried before the exact route is taken."""
-_DELTA = 1e-7
+_DELTA = 1e-8
 _FALL, _STEP = 0.7, 2.0
 """A spectrum falls where the block's last energy is below this part of the last one that is kept; a step is a
 ratio of two energies, one after the other."""
@@ -67,8 +67,8 @@ class Approximation:
     """left (rows, rank) diag(values) right (rank, columns), with orthonormal left columns and right rows.
 
     ``norm`` is the Frobenius norm of the matrix, ``lost`` that of matrix - approximation. No approximation
-    of this rank has an error below ``lost / bound``: 1 where the SVD is exact, at most ``GOAL`` otherwise
-    (also where ``lost`` is below ``RESOLUTION * norm``, which counts as nothing lost).
+    of this rank has an error below ``lost / bound``; ``bound`` is 1 where the SVD is exact, and at most
+    ``GOAL``. Where ``lost`` is below ``RESOLUTION * norm`` nothing counts as lost, and ``bound`` is 1.
     """
 
     left: torch.Tensor
@@ -84,8 +84,8 @@ def approximate(
 ) -> Approximation:
     """The best approximation of ``matrix`` (rows, columns), float32, by the rank that ``rule`` chooses.
 
-    Its error is at most ``GOAL`` times the smallest possible one. ``seed`` determines all random numbers;
-    ``energy`` is the squared Frobenius norm, where it is known. Where a block of half the smaller side
+    Its error is at most ``GOAL`` times the smallest possible one, or below ``RESOLUTION`` of the norm.
+    ``seed`` determines all random numbers; ``energy`` is the squared Frobenius norm, where it is known. Where a block of half the smaller side
     would be needed, or the bound is not reached, the eigenvalues of the Gram matrix in float64 decide.
 
     Raises:
