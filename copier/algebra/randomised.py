@@ -85,8 +85,9 @@ def approximate(
     """The best approximation of ``matrix`` (rows, columns), float32, by the rank that ``rule`` chooses.
 
     Its error is at most ``GOAL`` times the smallest possible one, or below ``RESOLUTION`` of the norm.
-    ``seed`` determines all random numbers; ``energy`` is the squared Frobenius norm, where it is known. Where a block of half the smaller side
-    would be needed, or the bound is not reached, the eigenvalues of the Gram matrix in float64 decide.
+    ``seed`` determines all random numbers; ``energy`` is the squared Frobenius norm, where it is known.
+    Where a block of half the smaller side would be needed, or the bound is not reached, the eigenvalues of
+    the Gram matrix in float64 decide.
 
     Raises:
         BadInput: the matrix has NaN or infinite values, or such large ones that their squares overflow.
