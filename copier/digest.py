@@ -7,9 +7,13 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from copier.progress import CancelToken
 from copier.writepoints import write_point
 
 log = logging.getLogger(__name__)
@@ -24,12 +28,14 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256, in hex, of the file's content."""
+def file_digest(path: str | os.PathLike[str], *, cancel: CancelToken | None = None) -> str:
+    """SHA-256, in hex, of the file's content. Raises ``Cancelled`` where ``cancel`` is set."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            if cancel is not None:
+                cancel.check()
     return digest.hexdigest()
 
 
@@ -49,22 +55,33 @@ class DigestMemory:
         self._known: dict[str, tuple[int, int, str]] = {}
         with contextlib.suppress(OSError):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                self._remember(line)
+                self._read(line)
 
     def digest(self, path: str | os.PathLike[str]) -> str:
         """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
-        name = os.path.realpath(path)
-        status = os.stat(name)
-        known = self._known.get(name)
-        if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
-            return known[2]
-        found = file_digest(name)
-        self._known[name] = (status.st_size, status.st_mtime_ns, found)
-        if self._write:
-            self._append([name, *self._known[name]])
+        known = self.known(path)
+        if known is not None:
+            return known
+        status = os.stat(path)
+        found = file_digest(path)
+        self.remember(path, status, found)
         return found
 
-    def _remember(self, line: str) -> None:
+    def known(self, path: str | os.PathLike[str]) -> str | None:
+        """The file's digest, if it is remembered. Raises OSError where there is no such file."""
+        status = os.stat(path)
+        known = self._known.get(os.path.realpath(path))
+        same = known is not None and known[:2] == (status.st_size, status.st_mtime_ns)
+        return known[2] if known is not None and same else None
+
+    def remember(self, path: str | os.PathLike[str], status: os.stat_result, digest: str) -> None:
+        """The file had this digest when its ``os.stat`` was ``status``."""
+        name = os.path.realpath(path)
+        self._known[name] = (status.st_size, status.st_mtime_ns, digest)
+        if self._write:
+            self._append([name, *self._known[name]])
+
+    def _read(self, line: str) -> None:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             name, size, time, digest = json.loads(line)
             if isinstance(name, str) and isinstance(digest, str) and len(digest) == _HEX_DIGITS:
@@ -81,3 +98,41 @@ class DigestMemory:
         except OSError as error:
             log.warning("the digest of %s is not remembered: %s", entry[0], error)
         write_point("digests-done")
+
+
+class DigestsAhead:
+    """Digests of files, those not in ``memory`` computed in threads from now on, each file in one.
+
+    A context manager: where its block ends, what is not finished is given up. A digest is remembered
+    when it is asked for.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]], memory: DigestMemory) -> None:
+        self._memory, self._cancel = memory, CancelToken()
+        self._threads = ThreadPoolExecutor(thread_name_prefix="digest")
+        self._found = {
+            name: self._threads.submit(self._digest, name) for name in {os.fspath(path) for path in paths}
+        }
+
+    def __enter__(self) -> DigestsAhead:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cancel.cancel()
+        self._threads.shutdown()
+
+    def digest(self, path: str | os.PathLike[str]) -> str:
+        """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
+        status, found = self._found[os.fspath(path)].result()
+        if self._memory.known(path) is None:
+            self._memory.remember(path, status, found)
+        return found
+
+    def _digest(self, path: str) -> tuple[os.stat_result, str]:
+        status = os.stat(path)
+        return status, self._memory.known(path) or file_digest(path, cancel=self._cancel)

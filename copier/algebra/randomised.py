@@ -17,7 +17,7 @@ spectrum falls, the second where it is flat (the rounding noise of fp16 weights)
 
 Of C a few things are known. Its trace is |A|_F^2 - t_1 - ... - t_w. Beyond that it is probed with a block G
 of b independent normal columns, drawn after V: X = C^(p/2) G, p products with A or A^T. With probability
-of at least 1 - delta each (delta = 1e-7),
+of at least 1 - delta each (delta = 1e-8),
 
     c_1^p    <= |X|_2^2 / x      x: the delta-quantile of chi squared with b degrees of freedom,
     trace C^p <= what |X|_F^2 allows by the lower tail of a weighted sum of chi squared
@@ -47,9 +47,11 @@ PIECE = 1 << 18
 """Elements that are summed in float32 at once."""
 
 _PROBES = 32
-_PRODUCTS = (6, 8, 10)
-"""Products with the matrix that a probe takes at most, by round; the exact route follows the last one."""
-_DELTA = 1e-7
+_PRODUCTS = 10
+"""Products with the matrix that a probe takes at most."""
+_ROUNDS = 3
+"""Blocks that are tried before the exact route is taken."""
+_DELTA = 1e-8
 _FALL, _STEP = 0.7, 2.0
 """A spectrum falls where the block's last energy is below this part of the last one that is kept; a step is a
 ratio of two energies, one after the other."""
@@ -65,8 +67,8 @@ class Approximation:
     """left (rows, rank) diag(values) right (rank, columns), with orthonormal left columns and right rows.
 
     ``norm`` is the Frobenius norm of the matrix, ``lost`` that of matrix - approximation. No approximation
-    of this rank has an error below ``lost / bound``: 1 where the SVD is exact, at most ``GOAL`` otherwise
-    (also where ``lost`` is below ``RESOLUTION * norm``, which counts as nothing lost).
+    of this rank has an error below ``lost / bound``; ``bound`` is 1 where the SVD is exact, and at most
+    ``GOAL``. Where ``lost`` is below ``RESOLUTION * norm`` nothing counts as lost, and ``bound`` is 1.
     """
 
     left: torch.Tensor
@@ -82,9 +84,10 @@ def approximate(
 ) -> Approximation:
     """The best approximation of ``matrix`` (rows, columns), float32, by the rank that ``rule`` chooses.
 
-    Its error is at most ``GOAL`` times the smallest possible one. ``seed`` determines all random numbers;
-    ``energy`` is the squared Frobenius norm, where it is known. Where a block of half the smaller side
-    would be needed, or the bound is not reached, the eigenvalues of the Gram matrix in float64 decide.
+    Its error is at most ``GOAL`` times the smallest possible one, or below ``RESOLUTION`` of the norm.
+    ``seed`` determines all random numbers; ``energy`` is the squared Frobenius norm, where it is known.
+    Where a block of half the smaller side would be needed, or the bound is not reached, the eigenvalues of
+    the Gram matrix in float64 decide.
 
     Raises:
         BadInput: the matrix has NaN or infinite values, or such large ones that their squares overflow.
@@ -97,14 +100,14 @@ def approximate(
     wanted = min(rule.rank or rule.max_rank or SPARE, rule.max_rank or side)
     width = wanted + max(SPARE, wanted // 2)
     block = _normal(matrix, matrix.shape[1], 0, draw)
-    for products in _PRODUCTS:
+    for _ in range(_ROUNDS):
         if total == 0.0 or 2 * width >= side:
             break
         fresh = _normal(matrix, matrix.shape[1], width - block.shape[1], draw)
         ritz = _iterate(matrix, torch.cat([block, fresh], dim=1))
         rank = _decided(rule, ritz.better, total, side)
         if rank is not None and rank + SPARE <= width:
-            found = _certified(matrix, ritz, rank, total, draw, products)
+            found = _certified(matrix, ritz, rank, total, draw)
             if found is not None:
                 return found
         block = ritz.right
@@ -183,16 +186,16 @@ def _decided(rule: RankRule, energies: torch.Tensor, total: float, side: int) ->
 
 
 def _certified(
-    matrix: torch.Tensor, ritz: _Ritz, rank: int, total: float, draw: torch.Generator, products: int
+    matrix: torch.Tensor, ritz: _Ritz, rank: int, total: float, draw: torch.Generator
 ) -> Approximation | None:
-    """The approximation of rank ``rank``, if at most ``products`` products certify its error."""
+    """The approximation of rank ``rank``, if at most ``_PRODUCTS`` products certify its error."""
     basis = ritz.basis[:, : _separated(ritz, rank)]
     tail = _Tail(trace=max(0.0, total - float(ritz.energies[: basis.shape[1]].sum())) + _ENERGY_ERROR * total)
     lost = _squared_error(matrix, ritz, rank, total)
     allowed = lost * (1.0 - GOAL**-2)
     gap = 0.0 if lost <= RESOLUTION**2 * total else _gap(ritz, rank, basis.shape[1], tail, total)
     probe = _without(basis, _normal(matrix, matrix.shape[1], _PROBES, draw))
-    for product in range(1, products + 1):
+    for product in range(1, _PRODUCTS + 1):
         if gap <= allowed:
             break
         probe = _transposed_product(matrix, probe) if product % 2 == 0 else matrix @ probe

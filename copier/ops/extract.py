@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,20 +21,22 @@ import torch
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
-from copier.algebra.randomised import PIECE, Approximation, approximate, squared_norm
+from copier.algebra.randomised import Approximation, approximate, squared_norm
 from copier.algebra.truncation import RankRule
-from copier.checkpoint.dtypes import chosen_dtype, torch_dtype
+from copier.checkpoint.dtypes import chosen_dtype
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import Header, TensorInfo, read_header
-from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.targets import Target, written_names
 from copier.digest import file_digest
 from copier.errors import BadInput
+from copier.ops.differences import Differences
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 _FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+_DIFFERENCES = 256 << 20
+"""Bytes of all differences that are in memory at a time, if they are more than one."""
 _CONV_PART = re.compile(r"\.(in_layers|out_layers|emb_layers|skip_connection|op|conv)\.")
 """LDM's residual blocks and samplers, which kohya's networks have only with a conv rank."""
 
@@ -51,11 +53,20 @@ class Why(enum.Enum):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A tensor that differs between the two checkpoints and is not in the LoRA; its shape, and why."""
+    """A tensor that differs between the two checkpoints and is not in the LoRA; its shape, and why.
+
+    ``base_shape`` is that in the base checkpoint, where it is another.
+    """
 
     key: str
     shape: tuple[int, ...]
     why: Why
+    base_shape: tuple[int, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as an object that ``json.dumps`` takes."""
+        other = {} if self.base_shape is None else {"base_shape": list(self.base_shape)}
+        return {"key": self.key, "shape": list(self.shape), **other, "why": self.why.value}
 
 
 @dataclass(frozen=True)
@@ -77,9 +88,7 @@ class ExtractReport(OperationReport):
             **super().to_json(),
             "bound": max(self.bounds.values()),
             "unchanged": self.unchanged,
-            "left_out": [
-                {"key": one.key, "shape": list(one.shape), "why": one.why.value} for one in self.left_out
-            ],
+            "left_out": [one.to_json() for one in self.left_out],
         }
 
 
@@ -110,8 +119,8 @@ def extract(
     than 1x1 get that rank. Every tensor of both files is compared, and what differs without being in the
     LoRA is listed in the report.
 
-    A few tensors are in memory at a time: ``threads`` modules (default: torch's number of threads; on another
-    device than the CPU one) are worked on, each by one thread, while two more threads compute the digests.
+    A few tensors are in memory at a time: as many as there are ``threads`` (default: torch's number of them),
+    fewer where they are large, one where ``device`` is not the CPU. Two more threads compute the digests.
     ``observer`` hears of every tensor; ``cancel`` is asked between them.
 
     Raises:
@@ -131,18 +140,16 @@ def extract(
     headers = Path(tuned), read_header(tuned), Path(base), read_header(base)
     family = _common_family(*headers)
     plan = _plan(headers[1], headers[3], rule, conv_rule)
-    workers = 1 if device != "cpu" else threads or torch.get_num_threads()
-    with ThreadPoolExecutor(2) as hashing:
-        digests = [hashing.submit(digest, path) for path in (tuned, base)]
-        outcomes = _all_compared(tuned, base, plan, device, workers, observer, cancel)
-        inputs = tuple(
-            InputFile(str(path), one.result()) for path, one in zip((tuned, base), digests, strict=True)
-        )
+    with _digests(digest, (tuned, base)) as inputs_when_known:
+        outcomes = _all_compared(tuned, base, plan, device, threads, observer, cancel)
+        inputs = inputs_when_known()
     modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
     unchanged = sum(outcome.unchanged for outcome in outcomes)
     left_out = (*plan.left_out, *(outcome.left_out for outcome in outcomes if outcome.left_out is not None))
     if not modules:
         raise BadInput(_nothing(unchanged, left_out))
+    if cancel is not None:
+        cancel.check()
     weights = LoraWeights({name: one.delta for name, one in modules.items()})
     norm = math.hypot(*(one.norm for one in modules.values()))
     residual = math.hypot(*(one.lost for one in modules.values())) / norm
@@ -155,14 +162,10 @@ def extract(
     }
     described = {
         **network_metadata(weights, name=Path(out).stem, family=family),
-        "ss_sd_model_name": Path(base).name,
-        "ss_sd_model_hash": _short_hash(base),
-        "ss_new_sd_model_hash": inputs[1].sha256,
+        **_about_the_base(inputs[1]),
         "copier_operation": json.dumps(what, sort_keys=True),
         **(metadata or {}),
     }
-    if cancel is not None:
-        cancel.check()
     write_lora(out, weights, described, dtype=dtype, overwrite=overwrite)
     return ExtractReport(
         operation="extract",
@@ -234,7 +237,7 @@ def _plan(tuned: Header, base: Header, rule: RankRule, conv_rule: RankRule | Non
         if other is None:
             left_out.append(LeftOut(key, info.shape, Why.ONLY_TUNED))
         elif _plain(info.shape) != _plain(other.shape):
-            left_out.append(LeftOut(key, info.shape, Why.SHAPE))
+            left_out.append(LeftOut(key, info.shape, Why.SHAPE, other.shape))
         else:
             tasks.append(_task(key, info, other, targets.get(key, []), rule, conv_rule))
     left_out += [
@@ -254,7 +257,8 @@ def _task(
     rule: RankRule,
     conv_rule: RankRule | None,
 ) -> _Task:
-    if not targets or tuned.dtype not in _FLOATS or base.dtype not in _FLOATS or 0 in base.shape:
+    weights = tuned.dtype in _FLOATS and base.dtype in _FLOATS and len(base.shape) in (2, 4)
+    if not targets or not weights or 0 in base.shape:
         return _Task(key, base.shape, (), Why.NO_LORA)
     if conv_rule is None and _CONV_PART.search(key):
         return _Task(key, base.shape, (), Why.NO_CONV_RANK)
@@ -293,11 +297,13 @@ def _all_compared(
     base: str | os.PathLike[str],
     plan: _Plan,
     device: str,
-    workers: int,
+    threads: int | None,
     observer: Observer,
     cancel: CancelToken | None,
 ) -> list[_Outcome]:
     """Every task's outcome, in order."""
+    threads = threads or torch.get_num_threads()
+    workers = 1 if device != "cpu" else max(1, min(threads, _DIFFERENCES // max(1, 4 * plan.largest)))
     idle = [_Worker(tuned, base, plan.largest, device) for _ in range(workers)]
 
     def work(task: _Task) -> _Outcome:
@@ -310,8 +316,8 @@ def _all_compared(
     outcomes = []
     with contextlib.ExitStack() as stack:
         for worker in idle:
-            stack.enter_context(worker)
-        pool = stack.enter_context(_single_threaded(workers))
+            stack.enter_context(worker.differences)
+        pool = stack.enter_context(_pool(workers, threads // workers))
         running = [pool.submit(work, task) for task in plan.tasks]
         stack.callback(_cancel_all, running)
         for number, one in enumerate(running, start=1):
@@ -328,14 +334,30 @@ def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
 
 
 @contextlib.contextmanager
-def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch uses that thread alone.
+def _digests(
+    digest: Digest, paths: Sequence[str | os.PathLike[str]]
+) -> Iterator[Callable[[], tuple[InputFile, ...]]]:
+    """Hash the files, each in a thread; what is yielded waits for that. A failure in the block does not."""
+    threads = ThreadPoolExecutor(len(paths))
+    found = [threads.submit(digest, path) for path in paths]
+    try:
+        yield lambda: tuple(
+            InputFile(str(path), one.result()) for path, one in zip(paths, found, strict=True)
+        )
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
-    Many modules are small, and teams of threads on cores that are busy with hashing wait for each other.
+
+@contextlib.contextmanager
+def _pool(workers: int, threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers in each of which torch uses so many threads.
+
+    One each is best: many modules are small, and teams of threads on cores that are busy with hashing wait
+    for each other.
     """
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             yield pool
     finally:
         # Each thread has a number of its own; this is for those that start later.
@@ -343,36 +365,20 @@ def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Worker:
-    """Two open files, and memory for one difference that is used again and again."""
+    """Extracts the modules of one tensor at a time, from files and into memory of its own."""
 
     def __init__(
         self, tuned: str | os.PathLike[str], base: str | os.PathLike[str], largest: int, device: str
     ) -> None:
-        self._files = contextlib.ExitStack()
-        with self._files:
-            self._tuned = self._files.enter_context(TensorReader(tuned))
-            self._base = self._files.enter_context(TensorReader(base))
-            self._device = device
-            self._difference = torch.empty(largest, dtype=torch.float32)
-            self._scratch = torch.empty(PIECE, dtype=torch.float32)
-            self._files = self._files.pop_all()
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
+        self.differences = Differences(tuned, base, largest)
+        self._device = device
 
     def compared(self, task: _Task) -> _Outcome:
         """The modules of a task, or what differs without a module."""
         if not task.modules:
-            same = all(_same(one, other) for one, other in self._pairs(task.key))
+            same = self.differences.none(task.key)
             return _Outcome(left_out=None if same else LeftOut(task.key, task.shape, task.why))
-        matrix, energy = self._subtract(task)
-        if energy == 0.0:
-            return _Outcome(unchanged=len(task.modules))
-        if not math.isfinite(energy):
-            self._refuse_values(task.key)
+        matrix, energy = self.differences.matrix(task.key)
         modules, unchanged = {}, 0
         for module in task.modules:
             part, norm = matrix, energy
@@ -385,54 +391,6 @@ class _Worker:
             found = approximate(part.to(self._device), module.rule, seed=_seed(module.name), energy=norm)
             modules[module.name] = _extracted(found, task.shape[1:])
         return _Outcome(modules=modules, unchanged=unchanged)
-
-    def _subtract(self, task: _Task) -> tuple[torch.Tensor, float]:
-        """tuned - base as a float32 matrix (out, in * height * width), and its squared norm.
-
-        The matrix is valid until the next call.
-        """
-        whole = self._difference[: math.prod(task.shape)]
-        position, energy = 0, 0.0
-        for one, other in self._pairs(task.key):
-            count = one.numel()
-            piece, scratch = whole[position : position + count], self._scratch[:count]
-            if torch.float64 in (one.dtype, other.dtype):
-                piece.copy_(one.double() - other.double())
-            else:
-                # Converting with copy_ and then subtracting in float32 is four times as fast as at once.
-                piece.copy_(one)
-                piece.sub_(scratch.copy_(other))
-            energy += float(torch.dot(piece, piece))
-            position += count
-        return whole.view(task.shape[0], -1), energy
-
-    def _pairs(self, key: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return zip(_pieces(self._tuned, key), _pieces(self._base, key), strict=True)
-
-    def _refuse_values(self, key: str) -> None:
-        for reader in (self._tuned, self._base):
-            if not all(bool(torch.isfinite(piece.float()).all()) for piece in _pieces(reader, key)):
-                raise BadInput(
-                    f"{key!r} in {reader.path.name!r} has NaN or infinite weights: the checkpoint is broken"
-                )
-        raise BadInput(
-            f"the difference of {key!r} is so large that its square is no float32: these are no two "
-            "checkpoints of one model"
-        )
-
-
-def _pieces(reader: TensorReader, key: str) -> Iterator[torch.Tensor]:
-    """The elements of a tensor, ``PIECE`` at a time, in the file's dtype; each valid until the next."""
-    dtype = torch_dtype(reader.info(key).dtype)
-    for chunk in reader.raw(key):
-        yield from torch.split(torch.frombuffer(chunk, dtype=torch.uint8).view(dtype), PIECE)
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype is not other.dtype:
-        return torch.equal(one.double(), other.double())
-    wide = torch.int64 if one.nbytes % 8 == 0 else torch.uint8
-    return torch.equal(one.view(wide), other.view(wide))
 
 
 def _extracted(found: Approximation, inner: tuple[int, ...]) -> _Extracted:
@@ -457,11 +415,19 @@ def _seed(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
-def _short_hash(path: str | os.PathLike[str]) -> str:
-    """The hash of 64 kB of the file, as A1111 and sd-scripts' ``train_util.model_hash`` compute it."""
-    with open(path, "rb") as file:
+def _about_the_base(base: InputFile) -> dict[str, str]:
+    """What sd-scripts writes of the checkpoint that a LoRA was trained on.
+
+    ``ss_sd_model_hash`` is A1111's first hash, of 64 kB of the file (``train_util.model_hash``).
+    """
+    with open(base.path, "rb") as file:
         file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+        part = file.read(0x10000)
+    return {
+        "ss_sd_model_name": Path(base.path).name,
+        "ss_sd_model_hash": hashlib.sha256(part).hexdigest()[:8],
+        "ss_new_sd_model_hash": base.sha256,
+    }
 
 
 def _nothing(unchanged: int, left_out: Sequence[LeftOut]) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from copier import digest as digest_module
 from copier import writepoints
 from copier.codec import builtin_recipes
-from copier.digest import DigestMemory, file_digest, json_digest
+from copier.digest import DigestMemory, DigestsAhead, file_digest, json_digest
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed, UnknownName
 from copier.progress import CancelToken, ProgressEvent, guarded
 from copier.recipe import BaseLora, FileStage, Recipe, TrainStage
@@ -153,6 +154,36 @@ def test_equal_values_have_equal_digests_whatever_the_order_of_their_keys():
     assert json_digest("ü") == hashlib.sha256(b'"\\u00fc"').hexdigest()
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_digest(float("nan"))
+
+
+def test_digests_ahead_are_those_of_the_files_and_a_missing_file_is_an_error_only_when_asked_for(tmp_path):
+    file = tmp_path / "model"
+    file.write_bytes(b"abc" * 100)
+    with DigestsAhead([file, str(file), tmp_path / "none"]) as ahead:
+        assert ahead.digest(file) == ahead.digest(str(file)) == file_digest(file)
+        with pytest.raises(FileNotFoundError):
+            ahead.digest(tmp_path / "none")
+
+
+def test_digests_ahead_are_given_up_where_their_block_ends(tmp_path, monkeypatch):
+    file = tmp_path / "model"
+    file.write_bytes(bytes(100))
+    monkeypatch.setattr(digest_module, "_CHUNK", 1)
+    monkeypatch.setattr(digest_module, "hashlib", SlowHashes())
+    started = time.monotonic()
+    with pytest.raises(KeyError), DigestsAhead([file]):
+        raise KeyError
+    assert time.monotonic() - started < 2.0
+
+
+class SlowHashes:
+    """In place of hashlib: 100 bytes would take 10 seconds."""
+
+    def sha256(self):
+        return self
+
+    def update(self, data):
+        time.sleep(0.1)
 
 
 @pytest.fixture

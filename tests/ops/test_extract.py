@@ -190,7 +190,9 @@ def test_whatever_differs_and_is_not_in_the_lora_is_listed(files):
         "model_ema.decay": Why.ONLY_TUNED,
     }
     listed = json.loads(json.dumps(report.to_json()))
-    assert {"key": wider, "shape": [20, 16, 1, 1], "why": Why.SHAPE.value} in listed["left_out"]
+    two = {"shape": [20, 16, 1, 1], "base_shape": [16, 16, 1, 1]}
+    assert {"key": wider, **two, "why": Why.SHAPE.value} in listed["left_out"]
+    assert {"key": bias, "shape": [4], "why": Why.NO_LORA.value} in listed["left_out"]
     assert 1.0 <= listed["bound"] <= 1.01
 
 
@@ -261,11 +263,12 @@ def test_a_dynamic_rule_holds_in_every_module(files):
     assert {delta.rank for delta in found.values()} > {4, 7}
 
 
-def test_the_result_depends_neither_on_threads_nor_on_what_else_is_extracted(files, tmp_path):
+def test_the_result_depends_neither_on_threads_nor_on_what_else_is_extracted(files, tmp_path, monkeypatch):
     tuned, base, out = files(changed(*map(key_of, EVERY)))
     before = torch.get_num_threads()
     extract(tuned, base, out, rank=2, threads=1)
     extract(tuned, base, tmp_path / "out" / "3.safetensors", rank=2, threads=3)
+    monkeypatch.setattr(extracting, "_DIFFERENCES", 1)  # room for one at a time
     extract(tuned, base, tmp_path / "out" / "conv.safetensors", rank=2, conv_rank=1, threads=2)
     assert torch.get_num_threads() == before
 
@@ -295,6 +298,31 @@ def test_the_metadata_names_base_and_sources(files):
     what = json.loads(metadata["copier_operation"])
     assert what["operation"] == "extract"
     assert [one["name"] for one in what["inputs"]] == ["tuned.safetensors", "base.safetensors"]
+
+
+def test_tensors_of_strange_kinds_are_compared_and_listed_not_extracted(files):
+    """A weight that is no matrix, one of whole numbers, one without elements, and what is no weight."""
+    vector, integers, empty = (key_of(name) for name in (Q, TEXT, PROJECTION))
+    base = {
+        **base_tensors(),
+        vector: torch.zeros(5),
+        integers: torch.zeros(4, 4, dtype=torch.int32),
+        empty: torch.zeros(0, 4),
+        "numbers": torch.arange(5, dtype=torch.int16),
+        "flags": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(1.0),
+    }
+    other = key_of(LINEAR[0])
+    differ = {
+        vector: torch.ones(5),
+        integers: torch.ones(4, 4, dtype=torch.int32),
+        "numbers": torch.arange(1, 6, dtype=torch.int16),
+        "scalar": torch.tensor(2.0),
+    }
+    report = extract(*files({**differ, **changed(other)}, base=base), rank=1)
+    assert report.changed == 1
+    assert {one.key for one in report.left_out} == set(differ)
+    assert {one.why for one in report.left_out} == {Why.NO_LORA}
 
 
 def other_family(path):

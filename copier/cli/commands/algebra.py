@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from copier.cli.parser import Commands, Parser, finite, positive, weighted_file
 from copier.cli.session import Answer, Session
 from copier.cli.text import size, table
-from copier.digest import DigestMemory
+from copier.digest import DigestMemory, DigestsAhead
 from copier.errors import BadInput
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def _writing(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _watching(session: Session) -> dict[str, Any]:
-    """For work on checkpoints: it shows how far it is, can be stopped, and remembers digests of big files."""
-    return {
-        "observer": session.progress,
-        "cancel": session.stoppable(),
-        "digest": DigestMemory(session.settings.digests).digest,
-    }
+    """For work on checkpoints: it shows how far it is, and can be stopped."""
+    return {"observer": session.progress, "cancel": session.stoppable()}
+
+
+def _hashing(session: Session, *paths: Path) -> DigestsAhead:
+    """Digests of big files, remembered or computed from now on: importing torch leaves a core idle."""
+    return DigestsAhead(paths, DigestMemory(session.settings.digests))
 
 
 def _ranks(parser: Parser) -> None:
@@ -250,18 +251,20 @@ def _register_merge(commands: Commands) -> None:
 
 
 def _merge(arguments: argparse.Namespace, session: Session) -> Answer:
-    from copier.app import operations
+    files = (arguments.base, *(path for path, _ in arguments.loras))
+    with _hashing(session, *files) as digests:
+        from copier.app import operations
 
-    return _answer(
-        operations.merge(
+        report = operations.merge(
             arguments.base,
             arguments.loras,
             arguments.out,
-            **_writing(arguments),
             blocks=arguments.blocks,
+            digest=digests.digest,
+            **_writing(arguments),
             **_watching(session),
         )
-    )
+    return _answer(report)
 
 
 def _register_extract(commands: Commands) -> None:
@@ -296,19 +299,21 @@ def _register_extract(commands: Commands) -> None:
 
 def _extract(arguments: argparse.Namespace, session: Session) -> Answer:
     rules = _rule(arguments)
-    from copier.app import operations
+    with _hashing(session, arguments.tuned, arguments.base) as digests:
+        from copier.app import operations
 
-    report = operations.extract(
-        arguments.tuned,
-        arguments.base,
-        arguments.out,
-        **rules,
-        max_rank=arguments.max_rank,
-        conv_rank=arguments.conv_rank,
-        threads=arguments.threads,
-        **_writing(arguments),
-        **_watching(session),
-    )
+        report = operations.extract(
+            arguments.tuned,
+            arguments.base,
+            arguments.out,
+            **rules,
+            max_rank=arguments.max_rank,
+            conv_rank=arguments.conv_rank,
+            threads=arguments.threads,
+            digest=digests.digest,
+            **_writing(arguments),
+            **_watching(session),
+        )
     for line in _left_out(report):
         session.note(line)
     rows = [("certified", f"at most {max(report.bounds.values()):.4f} x the smallest possible error")]
@@ -319,7 +324,8 @@ def _left_out(report: ExtractReport) -> list[str]:
     """What differs and is not in the LoRA: a line for each reason, with the first few names."""
     keys: dict[str, list[str]] = {}
     for one in report.left_out:
-        keys.setdefault(one.why.value, []).append(f"{one.key} {list(one.shape)}")
+        shapes = " and ".join(str(list(shape)) for shape in (one.shape, one.base_shape) if shape is not None)
+        keys.setdefault(one.why.value, []).append(f"{one.key} {shapes}")
     lines = []
     for why, names in keys.items():
         more = f" and {len(names) - _LISTED} more (--json lists all)" if len(names) > _LISTED else ""
