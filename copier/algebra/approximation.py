@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -83,30 +84,45 @@ class Approximation:
     lost: float
 
 
-def approximate(sums: Sequence[Sum]) -> list[Approximation]:
+def approximate(sums: Sequence[Sum], *, threads: int = 1) -> list[Approximation]:
     """The best approximation of each sum by the rank that it chooses.
 
     Its error is at most (1 + 1e-5) times the smallest possible one, or that plus 1e-5 of the norm where
-    next to nothing is lost. It does not depend on which other sums are given.
+    next to nothing is lost. It does not depend on which other sums are given, nor on ``threads``, how many
+    batches are worked on at once.
 
     Raises:
         BadInput: a sum overflows.
     """
-    done: dict[int, Approximation] = {}
     # Hosts allow TF32, whose products have 10 bits.
     exact_products = torch.get_float32_matmul_precision() == "highest"
-    for dtype in (torch.float32, torch.float64):
-        groups: dict[int, list[int]] = {}
-        for index, one in enumerate(sums):
-            coarse = dtype == torch.float32 and (one.every_value or not exact_products)
-            if index not in done and one.rank <= min(one.shape) and not coarse:
-                groups.setdefault(one.rank, []).append(index)
-        for group in groups.values():
-            for start in range(0, len(group), BATCH):
-                batch = group[start : start + BATCH]
-                found = _by_gram([sums[index] for index in batch], dtype)
+    done: dict[int, Approximation] = {}
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for dtype in (torch.float32, torch.float64):
+            left = [
+                index
+                for index, one in enumerate(sums)
+                if index not in done
+                and one.rank <= min(one.shape)
+                and (dtype == torch.float64 or (exact_products and not one.every_value))
+            ]
+            batches = _batches(left, sums)
+            results = pool.map(lambda batch, dtype=dtype: _by_gram([sums[i] for i in batch], dtype), batches)
+            for batch, found in zip(batches, results, strict=True):
                 done.update((index, one) for index, one in zip(batch, found, strict=True) if one is not None)
-    return [done[index] if index in done else _by_qr(one) for index, one in enumerate(sums)]
+        left = [index for index in range(len(sums)) if index not in done]
+        done.update(zip(left, pool.map(lambda index: _by_qr(sums[index]), left), strict=True))
+    return [done[index] for index in range(len(sums))]
+
+
+def _batches(indices: Sequence[int], sums: Sequence[Sum]) -> list[list[int]]:
+    """``indices`` in groups of one rank, at most ``BATCH`` in each."""
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(sums[index].rank, []).append(index)
+    return [
+        group[start : start + BATCH] for group in groups.values() for start in range(0, len(group), BATCH)
+    ]
 
 
 def _by_gram(sums: Sequence[Sum], dtype: torch.dtype) -> list[Approximation | None]:
