@@ -126,14 +126,14 @@ def _combine(
         terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
         result = _exact(terms) if exact else _truncated(terms, rank, conv_rank, threads)
         files = inputs()
-    what = {
-        "operation": operation,
-        "inputs": [file.named for file in files],
-        "exact": exact,
-        "residual": result.residuals.total,
-    }
-    described = derived_metadata(sources, result.lora, out, what, metadata)
-    write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
+        what = {
+            "operation": operation,
+            "inputs": [file.named for file in files],
+            "exact": exact,
+            "residual": result.residuals.total,
+        }
+        described = derived_metadata(sources, result.lora, out, what, metadata)
+        write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
     return OperationReport(
         operation=operation,
         inputs=files,

@@ -54,12 +54,12 @@ def resize(
         source = read_lora(lora, device=device)
         result = truncation.resize(source.weights, rule, conv_rule, threads=threads)
         (file,) = inputs()
-    what = {"operation": "resize", "inputs": [file.named], "residual": result.residuals.total}
-    described = {
-        **{key: text for key, text in source.metadata.items() if key not in _STALE},
-        **derived_metadata([source], result.lora, out, what, metadata),
-    }
-    write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
+        what = {"operation": "resize", "inputs": [file.named], "residual": result.residuals.total}
+        described = {
+            **{key: text for key, text in source.metadata.items() if key not in _STALE},
+            **derived_metadata([source], result.lora, out, what, metadata),
+        }
+        write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
     return OperationReport(
         operation="resize",
         inputs=(file,),
