@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # More threads than one gain little in products this small, and cost much where the cores are shared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    started = time.perf_counter()
+    started, load = time.perf_counter(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="copier-bench-", dir=arguments.work) as folder:
         say("making the files")
         files = make_files(Path(folder))
@@ -73,6 +73,7 @@ def main() -> None:
             start_up=start_up,
             rows=rows,
             compute=json.loads(compute),
+            load=load,
             minutes=(time.perf_counter() - started) / 60,
             room=f"{ROOM_WITH_LARGE / 1e9:.0f} GB",
         )

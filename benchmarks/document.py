@@ -28,12 +28,14 @@ def document(
     start_up: tuple[float, float],
     rows: Sequence[Row | Skipped],
     compute: Mapping[str, Any],
+    load: float,
     minutes: float,
     room: str,
 ) -> str:
-    """The whole page; ``compute`` is what ``benchmarks.compute`` prints."""
+    """The whole page; ``compute`` is what ``benchmarks.compute`` prints, ``load`` the load average."""
     flops = {name: blocks * 2 * INPUT_RANK**2 * compute["sides"] for name, blocks in _GRAM_BLOCKS.items()}
     return _PAGE.read_text(encoding="utf-8").format(
+        load=load,
         minutes=minutes,
         room=room,
         date=datetime.date.today().isoformat(),
@@ -68,7 +70,7 @@ def _row(row: Row | Skipped) -> str:
 
 
 def _compute(name: str, compute: Mapping[str, Any], flops: float) -> str:
-    ours, dense = compute["cpu"][name], compute["dense"][name]
+    ours, dense = compute["cpu"][name], compute["dense"]
     limit = flops / compute["flops"]
     return f"| {_NAMES[name]} | {ours:.2f} | {dense:.0f} | {dense / ours:.0f} x | {limit:.2f} |"
 

@@ -68,6 +68,7 @@ def merge(files: Files) -> Row:
         out,
         files.checkpoint,
         other_ways,
+        pairs=5,
     )
 
 
@@ -99,7 +100,6 @@ def extract(files: Files) -> Row | Skipped:
         out,
         files.checkpoint,
         lambda ours: sd_scripts_ratio(ours, "extract_lora_from_models.py", theirs, out),
-        pairs=3,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measuring import COPIER, PYTHON, ROOT, TORCH, Failed, Series, copying, usage
 
-PAIRS = 5
+PAIRS = 3
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -83,47 +84,62 @@ class Approximation:
     lost: float
 
 
-def approximate(sums: Sequence[Sum]) -> list[Approximation]:
+def approximate(sums: Sequence[Sum], *, threads: int = 1) -> list[Approximation]:
     """The best approximation of each sum by the rank that it chooses.
 
     Its error is at most (1 + 1e-5) times the smallest possible one, or that plus 1e-5 of the norm where
-    next to nothing is lost. It does not depend on which other sums are given.
+    next to nothing is lost. It does not depend on which other sums are given, nor on ``threads``, how many
+    batches are worked on at once.
 
     Raises:
         BadInput: a sum overflows.
     """
-    done: dict[int, Approximation] = {}
     # Hosts allow TF32, whose products have 10 bits.
     exact_products = torch.get_float32_matmul_precision() == "highest"
-    for dtype in (torch.float32, torch.float64):
-        groups: dict[int, list[int]] = {}
-        for index, one in enumerate(sums):
-            coarse = dtype == torch.float32 and (one.every_value or not exact_products)
-            if index not in done and one.rank <= min(one.shape) and not coarse:
-                groups.setdefault(one.rank, []).append(index)
-        for group in groups.values():
-            for start in range(0, len(group), BATCH):
-                batch = group[start : start + BATCH]
-                found = _by_gram([sums[index] for index in batch], dtype)
+    done: dict[int, Approximation] = {}
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for dtype in (torch.float32, torch.float64):
+            left = [
+                index
+                for index, one in enumerate(sums)
+                if index not in done
+                and one.rank <= min(one.shape)
+                and (dtype == torch.float64 or (exact_products and not one.every_value))
+            ]
+            batches = _batches(left, sums)
+            results = pool.map(lambda batch, dtype=dtype: _by_gram([sums[i] for i in batch], dtype), batches)
+            for batch, found in zip(batches, results, strict=True):
                 done.update((index, one) for index, one in zip(batch, found, strict=True) if one is not None)
-    return [done[index] if index in done else _by_qr(one) for index, one in enumerate(sums)]
+        left = [index for index in range(len(sums)) if index not in done]
+        done.update(zip(left, pool.map(lambda index: _by_qr(sums[index]), left), strict=True))
+    return [done[index] for index in range(len(sums))]
+
+
+def _batches(indices: Sequence[int], sums: Sequence[Sum]) -> list[list[int]]:
+    """``indices`` in groups of one rank, at most ``BATCH`` in each."""
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(sums[index].rank, []).append(index)
+    return [
+        group[start : start + BATCH] for group in groups.values() for start in range(0, len(group), BATCH)
+    ]
 
 
 def _by_gram(sums: Sequence[Sum], dtype: torch.dtype) -> list[Approximation | None]:
     """The approximations by Gram matrices in ``dtype``, all of one rank r; None where it is too coarse."""
     eps, smallest = torch.finfo(dtype).eps, torch.finfo(dtype).tiny / torch.finfo(dtype).eps
-    factors = torch.stack([_factors(one, dtype) for one in sums])
-    gram_up = torch.stack([_gram([up.to(dtype).mT for up, _, _ in one.terms]) for one in sums])
-    gram_up *= factors * factors.mT
-    gram_down = torch.stack([_gram([down.to(dtype) for _, down, _ in one.terms]) for one in sums])
+    factors, gram_up, gram_down = _grams(sums, dtype)
     weights = gram_down.diagonal(dim1=-2, dim2=-1)
     squared = (gram_up * gram_down).sum((-2, -1), dtype=torch.float64)
     parts = (gram_up.diagonal(dim1=-2, dim2=-1) * weights).sum(-1, dtype=torch.float64)
     rounding = GRAM_ROUNDING * eps * parts / squared
+    # A residual is at most 1, so that its error is at least half of that of the squares.
+    usable = (squared > smallest) & (rounding <= 2.0 * RESIDUAL_ERROR) & (weights.amin(-1) > smallest)
+    if not bool(usable.any()):
+        return [None] * len(sums)
     lower, failed = torch.linalg.cholesky_ex(gram_down)
     core = lower.mT @ (gram_up @ lower)
-    usable = (squared > smallest) & (rounding < 1.0) & (weights.amin(-1) > smallest) & (failed == 0)
-    usable &= torch.isfinite(core.diagonal(dim1=-2, dim2=-1).sum(-1))
+    usable &= (failed == 0) & torch.isfinite(core.diagonal(dim1=-2, dim2=-1).sum(-1))
     squares, vectors = torch.linalg.eigh(torch.where(usable[:, None, None], core, 1.0))
     squares, vectors = squares.flip(-1).double().clamp_min(0.0), vectors.flip(-1)
     counts = [one.choose(values) for one, values in zip(sums, squares.sqrt(), strict=True)]
@@ -134,26 +150,42 @@ def _by_gram(sums: Sequence[Sum], dtype: torch.dtype) -> list[Approximation | No
     mixing_up, mixing_down = (lower @ vectors) * factors / roots, inner * roots
     result: list[Approximation | None] = []
     for index, (one, count) in enumerate(zip(sums, counts, strict=True)):
-        if not usable[index]:
-            result.append(None)
-            continue
-        whole, kept = float(squared[index]), float(squares[index, :count].sum())
-        lost = math.sqrt(max(whole - kept, 0.0)) if count < one.rank else 0.0
-        norm = math.sqrt(whole)
-        if not _precise(
+        norm = math.sqrt(float(squared[index])) if usable[index] else 0.0
+        gone = norm**2 - float(squares[index, :count].sum()) if count < one.rank else 0.0
+        lost = math.sqrt(max(gone, 0.0))
+        precise = norm > 0.0 and _precise(
             residual=lost / norm,
             rounding=float(rounding[index]),
             skew=float(skew[index, :count].max()),
             every_value=one.every_value,
-        ):
+        )
+        if precise:
+            _check_range(norm)
+            left, right = _products(one, mixing_up[index, :, :count], mixing_down[index, :, :count])
+            result.append(Approximation(left, right, norm, lost))
+        else:
             result.append(None)
-            continue
-        _check_range(norm)
-        # Products with few columns are three times as fast in MKL when the long side comes last.
-        left = _product([up.to(dtype).mT for up, _, _ in one.terms], mixing_up[index, :, :count])
-        right = _product([down.to(dtype) for _, down, _ in one.terms], mixing_down[index, :, :count])
-        result.append(Approximation(left.mT.float(), right.float(), norm, lost))
     return result
+
+
+def _grams(sums: Sequence[Sum], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The diagonals of C as columns (b, r, 1), C G_u C and G_d (b, r, r)."""
+    factors = torch.stack(
+        [torch.cat([up.new_full((up.shape[1], 1), c, dtype=dtype) for up, _, c in one.terms]) for one in sums]
+    )
+    ups = torch.stack([_gram([up.to(dtype).mT for up, _, _ in one.terms]) for one in sums])
+    downs = torch.stack([_gram([down.to(dtype) for _, down, _ in one.terms]) for one in sums])
+    return factors, ups * factors * factors.mT, downs
+
+
+def _products(
+    one: Sum, mixing_up: torch.Tensor, mixing_down: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """U mixing_up (out, k) and mixing_down^T D (k, in) in float32."""
+    # With few columns MKL is three times as fast when the long side comes last.
+    left = _product([up.to(mixing_up.dtype).mT for up, _, _ in one.terms], mixing_up)
+    right = _product([down.to(mixing_down.dtype) for _, down, _ in one.terms], mixing_down)
+    return left.mT.float(), right.float()
 
 
 def _precise(*, residual: float, rounding: float, skew: float, every_value: bool) -> bool:
@@ -162,11 +194,6 @@ def _precise(*, residual: float, rounding: float, skew: float, every_value: bool
     if not every_value and residual > error:
         error = rounding / (2.0 * residual)
     return error <= RESIDUAL_ERROR and skew <= max(EXCESS * residual, RESIDUAL_ERROR)
-
-
-def _factors(one: Sum, dtype: torch.dtype) -> torch.Tensor:
-    """The diagonal of C as a column (r, 1)."""
-    return torch.cat([up.new_full((up.shape[1], 1), c, dtype=dtype) for up, _, c in one.terms])
 
 
 def _gram(rows: Sequence[torch.Tensor]) -> torch.Tensor:

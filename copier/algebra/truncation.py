@@ -124,18 +124,21 @@ def truncate(delta: LowRankDelta, rule: RankRule | int) -> Truncation:
 
 
 def truncate_sum(
-    terms: Sequence[tuple[LoraWeights, float]], rule_of: Callable[[str, LowRankDelta], RankRule]
+    terms: Sequence[tuple[LoraWeights, float]],
+    rule_of: Callable[[str, LowRankDelta], RankRule],
+    *,
+    threads: int = 1,
 ) -> Resized:
     """The sum of ratio * lora over ``terms``, each module truncated by ``rule_of(name, delta)``.
 
     The same as truncating ``arithmetic.combine(terms)``, without making it: a module's ``delta``
-    is that of the first term that has it. Raises as ``combine`` and ``truncate``.
+    is that of the first term that has it. ``threads`` work at once. Raises as ``combine`` and ``truncate``.
     """
     groups = grouped(terms)
     sums = [_sum(parts, rule_of(name, parts[0][0])) for name, parts in groups.items()]
     done = {
         name: _truncation(found, groups[name][0][0])
-        for name, found in zip(groups, approximate(sums), strict=True)
+        for name, found in zip(groups, approximate(sums, threads=threads), strict=True)
     }
     return Resized(
         lora=LoraWeights({name: truncation.delta for name, truncation in done.items()}),
@@ -143,9 +146,15 @@ def truncate_sum(
     )
 
 
-def resize(lora: LoraWeights, rule: RankRule, conv_rule: RankRule | None = None) -> Resized:
+def resize(
+    lora: LoraWeights, rule: RankRule, conv_rule: RankRule | None = None, *, threads: int = 1
+) -> Resized:
     """Truncate every module by ``rule``, kernels larger than 1x1 by ``conv_rule`` where given."""
-    return truncate_sum([(lora, 1.0)], lambda _, delta: (conv_rule or rule) if delta.is_conv else rule)
+    return truncate_sum(
+        [(lora, 1.0)],
+        lambda _, delta: (conv_rule or rule) if delta.is_conv else rule,
+        threads=threads,
+    )
 
 
 def no_residuals(lora: LoraWeights) -> Residuals:

@@ -21,6 +21,7 @@ from copier.ops.report import (
     rank_ranges,
     refuse_own_input,
 )
+from copier.ops.threads import one_thread_each
 
 FilePath = str | os.PathLike[str]
 
@@ -119,19 +120,19 @@ def _combine(
         raise BadInput("an exact combination has no rank of its own: give a rank or exact, not both")
     refuse_own_input(out, [path for path, _ in loras])
     check_weights(loras)
-    with described_inputs(loras, digest) as inputs:
+    with one_thread_each() as threads, described_inputs(loras, digest) as inputs:
         sources = aligned([read_lora(path, device=device) for path, _ in loras])
         terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
-        result = _exact(terms) if exact else _truncated(terms, rank, conv_rank)
+        result = _exact(terms) if exact else _truncated(terms, rank, conv_rank, threads)
         files = inputs()
-    what = {
-        "operation": operation,
-        "inputs": [file.named for file in files],
-        "exact": exact,
-        "residual": result.residuals.total,
-    }
-    described = derived_metadata(sources, result.lora, out, what, metadata)
-    write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
+        what = {
+            "operation": operation,
+            "inputs": [file.named for file in files],
+            "exact": exact,
+            "residual": result.residuals.total,
+        }
+        described = derived_metadata(sources, result.lora, out, what, metadata)
+        write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
     return OperationReport(
         operation=operation,
         inputs=files,
@@ -150,10 +151,12 @@ def _exact(terms: Sequence[tuple[LoraWeights, float]]) -> Resized:
 
 
 def _truncated(
-    terms: Sequence[tuple[LoraWeights, float]], rank: int | None, conv_rank: int | None
+    terms: Sequence[tuple[LoraWeights, float]], rank: int | None, conv_rank: int | None, threads: int
 ) -> Resized:
     inputs = [weights for weights, _ in terms]
-    return truncate_sum(terms, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank))
+    return truncate_sum(
+        terms, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank), threads=threads
+    )
 
 
 def _rule(

@@ -12,24 +12,23 @@ from copier.ops.report import Digest, InputFile
 
 @contextmanager
 def described_inputs(
-    loras: Sequence[tuple[str | os.PathLike[str], float]], digest: Digest
+    files: Sequence[tuple[str | os.PathLike[str], float]], digest: Digest
 ) -> Iterator[Callable[[], tuple[InputFile, ...]]]:
-    """Hash the files of ``loras`` in a thread; what is yielded waits for it, and names them.
+    """Hash ``files``, each with its ratio, in threads; what is yielded waits for that, and names them.
 
     ``hashlib`` releases the GIL, so on a second core this takes no time. Errors of ``digest`` come
-    out of the function that is yielded; where something else fails first, they are dropped.
+    out of the function that is yielded; where something else fails first, nothing waits for them.
     """
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        hashes = [thread.submit(digest, path) for path, _ in loras]
+    threads = ThreadPoolExecutor(len(files), thread_name_prefix="digest")
+    hashes = [threads.submit(digest, path) for path, _ in files]
 
-        def described() -> tuple[InputFile, ...]:
-            return tuple(
-                InputFile(str(path), found.result(), ratio)
-                for (path, ratio), found in zip(loras, hashes, strict=True)
-            )
+    def described() -> tuple[InputFile, ...]:
+        return tuple(
+            InputFile(str(path), found.result(), ratio)
+            for (path, ratio), found in zip(files, hashes, strict=True)
+        )
 
-        try:
-            yield described
-        finally:
-            for found in hashes:
-                found.cancel()
+    try:
+        yield described
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)

@@ -30,6 +30,7 @@ from copier.checkpoint.targets import Target, written_names
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.differences import Differences
+from copier.ops.digests import described_inputs
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
@@ -140,7 +141,7 @@ def extract(
     headers = Path(tuned), read_header(tuned), Path(base), read_header(base)
     family = _common_family(*headers)
     plan = _plan(headers[1], headers[3], rule, conv_rule)
-    with _digests(digest, (tuned, base)) as inputs_when_known:
+    with described_inputs([(tuned, 1.0), (base, 1.0)], digest) as inputs_when_known:
         outcomes = _all_compared(tuned, base, plan, device, threads, observer, cancel)
         inputs = inputs_when_known()
     modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
@@ -331,21 +332,6 @@ def _all_compared(
 def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
     for one in running:
         one.cancel()
-
-
-@contextlib.contextmanager
-def _digests(
-    digest: Digest, paths: Sequence[str | os.PathLike[str]]
-) -> Iterator[Callable[[], tuple[InputFile, ...]]]:
-    """Hash the files, each in a thread; what is yielded waits for that. A failure in the block does not."""
-    threads = ThreadPoolExecutor(len(paths))
-    found = [threads.submit(digest, path) for path in paths]
-    try:
-        yield lambda: tuple(
-            InputFile(str(path), one.result()) for path, one in zip(paths, found, strict=True)
-        )
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

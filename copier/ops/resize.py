@@ -12,6 +12,7 @@ from copier.digest import file_digest
 from copier.ops.digests import described_inputs
 from copier.ops.lora_file import STALE_HASHES, derived_metadata, read_lora, write_lora
 from copier.ops.report import Digest, OperationReport, rank_ranges, refuse_own_input
+from copier.ops.threads import one_thread_each
 
 
 def resize(
@@ -49,16 +50,16 @@ def resize(
     )
     conv_rule = None if conv_rank is None else RankRule(rank=conv_rank)
     refuse_own_input(out, [lora])
-    with described_inputs([(lora, 1.0)], digest) as inputs:
+    with one_thread_each() as threads, described_inputs([(lora, 1.0)], digest) as inputs:
         source = read_lora(lora, device=device)
-        result = truncation.resize(source.weights, rule, conv_rule)
+        result = truncation.resize(source.weights, rule, conv_rule, threads=threads)
         (file,) = inputs()
-    what = {"operation": "resize", "inputs": [file.named], "residual": result.residuals.total}
-    described = {
-        **{key: text for key, text in source.metadata.items() if key not in _STALE},
-        **derived_metadata([source], result.lora, out, what, metadata),
-    }
-    write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
+        what = {"operation": "resize", "inputs": [file.named], "residual": result.residuals.total}
+        described = {
+            **{key: text for key, text in source.metadata.items() if key not in _STALE},
+            **derived_metadata([source], result.lora, out, what, metadata),
+        }
+        write_lora(out, result.lora, described, dtype=dtype, overwrite=overwrite)
     return OperationReport(
         operation="resize",
         inputs=(file,),

@@ -159,10 +159,12 @@ def test_equal_values_have_equal_digests_whatever_the_order_of_their_keys():
 def test_digests_ahead_are_those_of_the_files_and_a_missing_file_is_an_error_only_when_asked_for(tmp_path):
     file = tmp_path / "model"
     file.write_bytes(b"abc" * 100)
-    with DigestsAhead([file, str(file), tmp_path / "none"]) as ahead:
+    memory = DigestMemory(tmp_path / "digests")
+    with DigestsAhead([file, str(file), tmp_path / "none"], memory) as ahead:
         assert ahead.digest(file) == ahead.digest(str(file)) == file_digest(file)
         with pytest.raises(FileNotFoundError):
             ahead.digest(tmp_path / "none")
+    assert DigestMemory(tmp_path / "digests").known(file) == file_digest(file)
 
 
 def test_digests_ahead_are_given_up_where_their_block_ends(tmp_path, monkeypatch):
@@ -171,7 +173,7 @@ def test_digests_ahead_are_given_up_where_their_block_ends(tmp_path, monkeypatch
     monkeypatch.setattr(digest_module, "_CHUNK", 1)
     monkeypatch.setattr(digest_module, "hashlib", SlowHashes())
     started = time.monotonic()
-    with pytest.raises(KeyError), DigestsAhead([file]):
+    with pytest.raises(KeyError), DigestsAhead([file], DigestMemory(tmp_path / "digests")):
         raise KeyError
     assert time.monotonic() - started < 2.0
 
