@@ -48,15 +48,6 @@ def target(x: Picture, edited: Picture, weight: float) -> Picture:
     return ideal
 
 
-def targets(x: Picture, f: Edit, weights: Iterable[float]) -> dict[float, Picture]:
-    """``target`` for every weight, for a stack ``x``: stacks (n, height, width, 3) by weight.
-
-    These are the pictures whose decode(encode(.)) ``effect_strip`` takes for its ceiling.
-    """
-    edited = np.stack([f(picture) for picture in x])
-    return {weight: target(x, edited, weight) for weight in weights}
-
-
 def to_pairs(a: Picture, b: Picture) -> Edit:
     """The edit that turns every picture into the B of the pair whose A is nearest to it; stacks (n, h, w, 3).
 
@@ -193,7 +184,7 @@ def effect_strip(
         y: for every weight the pictures with the LoRA, from the same prompts and seeds.
         floor: pairs with |t - x| below it are left out (effect and leakage look at t of the weight,
             the projection at t(1)).
-        ideals: decode(encode(t)) by weight (see ``targets``), for the ceiling; weights may be missing.
+        ideals: decode(encode(t)) by weight (see ``target``), for the ceiling; weights may be missing.
 
     Raises:
         BadInput: no pictures or weights, or stacks of different shapes.

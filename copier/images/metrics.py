@@ -74,15 +74,3 @@ def projection(change: Direction, axis: Direction) -> float:
 def orthogonal(change: Direction, axis: Direction) -> Direction:
     """The part of ``change`` that is orthogonal to ``axis``: change - projection * axis."""
     return change - projection(change, axis) * axis
-
-
-def cosine(first: Direction, second: Direction) -> float:
-    """Cosine of the angle of two changes: 1 for the same direction, 0 for unrelated ones.
-
-    Raises:
-        BadInput: one of them is zero, so it has no direction.
-    """
-    lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
-    if lengths == 0.0:
-        raise BadInput("a change of zero has no direction to compare")
-    return float(np.vdot(first, second)) / lengths

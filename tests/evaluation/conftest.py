@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from copier.evaluation.comparison import spread
-from copier.evaluation.effect import change_strip, effect_strip, targets, to_pairs
+from copier.evaluation.effect import change_strip, effect_strip, target, to_pairs
 from copier.evaluation.gate import closeness, gate
 from copier.evaluation.report_data import (
     Check,
@@ -62,7 +62,8 @@ def result(
 ) -> Result:
     f = EFFECTS[name].function
     b = f(a)
-    ideal = targets(x, f, WEIGHTS)
+    edited = np.stack([f(picture) for picture in x])
+    ideal = {w: target(x, edited, w) for w in WEIGHTS}
     lora = {w: np.stack([mixed(p, seen(t), 0.6) for p, t in zip(x, ideal[w], strict=True)]) for w in WEIGHTS}
     control = {
         w: np.stack([mixed(p, b if w > 0 else 1 - b, min(1, abs(w)) * 0.8) for p in x]) for w in WEIGHTS
