@@ -18,7 +18,7 @@ from copier.app.service import (
     worker_on_demand,
 )
 from copier.app.settings import Settings
-from copier.checkpoint.header import Header, read_header
+from copier.checkpoint.header import Header
 from copier.errors import BadInput
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number
 from copier.images.effects import EFFECTS, apply_effect, effect_parameters
@@ -93,7 +93,7 @@ def check_loras(loras: Sequence[tuple[Path, float]], checkpoint: Header) -> None
     """Raise ``BadInput`` unless every LoRA fits the checkpoint, at a weight that can be added."""
     check_weights(loras)
     for path, _ in loras:
-        check_lora(path, read_header(path), checkpoint)
+        check_lora(path, checkpoint)
 
 
 def draw(

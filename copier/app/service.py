@@ -11,7 +11,7 @@ from pathlib import Path
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
-from copier.checkpoint.fit import require_lora_fits
+from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
@@ -21,6 +21,7 @@ from copier.fields import check_text
 from copier.images.effects import apply_effect, check_edit
 from copier.images.pairs import check_pair, check_same_names, check_size, read_picture
 from copier.ops.lora_file import read_lora
+from copier.ops.lora_reader import LoraReader
 from copier.pipeline import results
 from copier.pipeline.plan import caption_files, original_side, plan, read_captions
 from copier.pipeline.runner import FinishedRun, StageState, run, states
@@ -79,10 +80,10 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
     sets = _check_pictures(request)
     _check_captions(request)
     given = {name: read_header(path) for name, path in request.loras.items()}
-    for name, header in given.items():
-        check_lora(request.loras[name], header, checkpoint)
-        with _naming(request.loras[name]):
-            read_lora(request.loras[name])
+    for path in request.loras.values():
+        check_lora(path, checkpoint)
+        with _naming(path):
+            read_lora(path)
     _check_starts(request, given)
     _check_out(request)
     files = seeds * lora_room(request.recipe, checkpoint, given) + picture_room(request.recipe, sets)
@@ -203,10 +204,11 @@ def check_checkpoint(path: Path) -> Header:
     return header
 
 
-def check_lora(path: Path, lora: Header, checkpoint: Header) -> None:
+def check_lora(path: Path, checkpoint: Header) -> None:
     """Raise ``BadInput`` unless the LoRA at ``path`` fits the checkpoint; the message has its name."""
-    with _naming(path):
-        require_lora_fits(lora, checkpoint)
+    with _naming(path), LoraReader(path) as lora:
+        lora.require_factors()
+        require_modules_fit(lora.shapes, lora.family, checkpoint)
 
 
 @contextlib.contextmanager

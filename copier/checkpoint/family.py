@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from copier.checkpoint.header import Header
-from copier.checkpoint.lora_keys import without_adapter
+from copier.checkpoint.lora_keys import layout_of, without_adapter
 
 
 class Family(enum.Enum):
@@ -54,16 +54,8 @@ class Identity:
     details: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
-_LORA_LAYOUTS = (
-    ("kohya", (".lora_down.weight", ".lora_up.weight")),
-    ("peft", (".lora_A.weight", ".lora_B.weight")),
-    ("diffusers", ("lora.down.weight", "lora.up.weight", "lora_linear_layer.down.weight")),
-    ("loha", (".hada_w1_a", ".hada_w2_a")),
-    ("lokr", (".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".lokr_w2_a")),
-    ("oft", (".oft_blocks", ".oft_diag")),
-    ("ia3", (".on_input",)),
-    ("full", (".diff",)),
-)
+_UNREAD_LAYOUTS = (("oft", (".oft_blocks", ".oft_diag")), ("ia3", (".on_input",)))
+"""LoRAs in a wider sense, of kinds that nothing here reads."""
 _QUANTISED = (
     ((".quant_state.", ".bitsandbytes__", ".SCB"), "bitsandbytes (NF4, FP4 or int8)"),
     ((".scale_weight", ".weight_scale", "scaled_fp8", ".comfy_quant"), "factors beside its fp8 weights"),
@@ -111,10 +103,16 @@ def detect(header: Header) -> Identity:
     if any(".lora_" in key for key in header.tensors):
         plain = {without_adapter(key): info for key, info in header.tensors.items()}
         header = replace(header, tensors=plain)
-    for layout, suffixes in _LORA_LAYOUTS:
-        if any(key.endswith(suffixes) for key in header.tensors):
-            return Identity(_lora_family(header), Kind.LORA, layout, _lora_details(header))
+    layout = layout_of(header.tensors) or _unread_layout(header)
+    if layout:
+        return Identity(_lora_family(header), Kind.LORA, layout, _lora_details(header))
     return _detect_checkpoint(header)
+
+
+def _unread_layout(header: Header) -> str:
+    return next(
+        (layout for layout, ends in _UNREAD_LAYOUTS if any(key.endswith(ends) for key in header.tensors)), ""
+    )
 
 
 def _has(header: Header, test: str) -> bool:

@@ -9,50 +9,11 @@ from types import MappingProxyType
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import Header
 from copier.checkpoint.targets import Target, module_targets
-from copier.errors import BadCheckpoint, BadInput
+from copier.errors import BadInput
 
 Shape = tuple[int, ...]
 
-FACTORS = (
-    (".lora_up.weight", ".lora_down.weight"),
-    (".lora_B.weight", ".lora_A.weight"),
-    (".lora.up.weight", ".lora.down.weight"),
-    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
-    ("_lora.up.weight", "_lora.down.weight"),
-)
-"""What follows a module's name in the keys of its two factors, (out, rank) and (rank, in)."""
-
 _NO_SUCH_WEIGHT = "the checkpoint has no such weight"
-
-
-def require_lora_fits(lora: Header, checkpoint: Header) -> Mapping[str, Target]:
-    """Check a LoRA of two factors a module (kohya's or peft's) against a checkpoint.
-
-    Returns:
-        Name of each module in the LoRA file -> what it changes.
-
-    Raises:
-        BadInput: one of the two is something else, their families differ, the checkpoint is quantised,
-            the LoRA has no such factors, or modules match nothing or differ in shape; all of them are
-            named, each with its shape and the reason.
-        BadCheckpoint: the LoRA has a module with only one of its two factors.
-    """
-    theirs = detect(lora)
-    if theirs.kind is not Kind.LORA:
-        raise BadInput(f"the file given as LoRA is none (it is: {theirs.kind.value})")
-    require_same_family(theirs.family, checkpoint)
-    factors = _factors(lora)
-    if not factors:
-        raise BadInput(f"the LoRA has the layout {theirs.layout!r}, not two factors for each module")
-    broken = [
-        f"{name}: its factors {list(up)} and {list(down)} do not multiply"
-        for name, (up, down) in factors.items()
-        if not _multiply(up, down)
-    ]
-    if broken:
-        raise BadInput(misfit_message(broken))
-    shapes = {name: (up[0], *down[1:]) for name, (up, down) in factors.items()}
-    return require_modules_fit(shapes, theirs.family, checkpoint)
 
 
 def require_modules_fit(
@@ -153,24 +114,3 @@ def _multiply(up: Shape, down: Shape) -> bool:
 
 def _plain(shape: Shape) -> Shape:
     return shape[:2] if all(size == 1 for size in shape[2:]) else shape
-
-
-def _factors(lora: Header) -> dict[str, tuple[Shape, Shape]]:
-    """Module's name -> shapes of (up, down)."""
-    pairs: dict[str, tuple[Shape, Shape]] = {}
-    for key in lora.tensors:
-        name, ends = _split(key)
-        if name and name not in pairs:
-            up, down = (lora.tensors.get(name + end) for end in ends)
-            if up is None or down is None:
-                raise BadCheckpoint(f"the LoRA's {name!r} has only one of {ends[0][1:]} and {ends[1][1:]}")
-            pairs[name] = (up.shape, down.shape)
-    return pairs
-
-
-def _split(key: str) -> tuple[str, tuple[str, str]]:
-    """A factor's key -> its module's name and the ends of both factors; "" for other keys."""
-    for ends in FACTORS:
-        if key.endswith(ends):
-            return key.removesuffix(ends[0]).removesuffix(ends[1]), ends
-    return "", ("", "")

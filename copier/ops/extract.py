@@ -143,14 +143,14 @@ def extract(
     plan = _plan(headers[1], headers[3], rule, conv_rule)
     with described_inputs([(tuned, 1.0), (base, 1.0)], digest) as inputs_when_known:
         outcomes = _all_compared(tuned, base, plan, device, threads, observer, cancel)
+        modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
+        unchanged = sum(outcome.unchanged for outcome in outcomes)
+        left_out = (*plan.left_out, *(one.left_out for one in outcomes if one.left_out is not None))
+        if not modules:
+            raise BadInput(_nothing(unchanged, left_out))
+        if cancel is not None:
+            cancel.check()
         inputs = inputs_when_known()
-    modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
-    unchanged = sum(outcome.unchanged for outcome in outcomes)
-    left_out = (*plan.left_out, *(outcome.left_out for outcome in outcomes if outcome.left_out is not None))
-    if not modules:
-        raise BadInput(_nothing(unchanged, left_out))
-    if cancel is not None:
-        cancel.check()
     weights = LoraWeights({name: one.delta for name, one in modules.items()})
     norm = math.hypot(*(one.norm for one in modules.values()))
     residual = math.hypot(*(one.lost for one in modules.values())) / norm

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from copier.algebra.delta import Delta, LowRankDelta
+from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights, has_alpha
 from copier.checkpoint.dtypes import chosen_dtype
 from copier.checkpoint.family import Family
 from copier.checkpoint.shared_names import common_names
 from copier.checkpoint.writer import data_digest, write_tensors
-from copier.errors import BadCheckpoint, BadInput
+from copier.errors import BadInput
 from copier.ops.lora_reader import LoraReader
 
 STALE_HASHES = ("sshs_legacy_hash", "sshs_model_hash", "modelspec.hash_sha256")
@@ -81,24 +81,13 @@ def read_lora(path: str | os.PathLike[str], *, device: str = "cpu") -> LoraFile:
         BadCheckpoint: it is damaged, or has modules that are no products of two factors.
     """
     with LoraReader(path) as reader:
-        reader.require_sound()
+        reader.require_factors()
         deltas: dict[str, LowRankDelta] = {}
-        for name, outline in reader.outlines.items():
-            if not isinstance(outline, LowRankDelta):
-                raise BadCheckpoint(_no_factors(reader.path, name, outline))
         for name in reader.modules:
             delta = reader.delta(name, device)
             assert isinstance(delta, LowRankDelta)
             deltas[name] = delta
         return LoraFile(str(path), LoraWeights(deltas), dict(reader.metadata), reader.family)
-
-
-def _no_factors(path: Path, name: str, delta: Delta) -> str:
-    kind = {"loha": "a LoHa", "lokr": "a LoKr", "full": "a full difference"}[delta.kind]
-    return (
-        f"{path.name!r} has modules that are no product of two thin factors ({name!r} is {kind}): merge it "
-        "into a checkpoint, and extract a LoRA from the two checkpoints"
-    )
 
 
 def write_lora(

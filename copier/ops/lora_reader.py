@@ -10,7 +10,7 @@ from types import MappingProxyType, TracebackType
 
 import torch
 
-from copier.algebra.delta import Delta
+from copier.algebra.delta import Delta, LowRankDelta
 from copier.algebra.parts import delta_from_parts
 from copier.checkpoint.dtypes import torch_dtype
 from copier.checkpoint.family import Family, detect
@@ -103,6 +103,17 @@ class LoraReader:
         if found:
             more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise BadCheckpoint(f"{self.path.name!r} cannot be used: {'; '.join(found[:_SHOWN])}{more}")
+
+    def require_factors(self) -> None:
+        """Raise BadCheckpoint unless every module is sound, and a product of two thin factors."""
+        self.require_sound()
+        for name, outline in self.outlines.items():
+            if not isinstance(outline, LowRankDelta):
+                kind = {"loha": "a LoHa", "lokr": "a LoKr", "full": "a full difference"}[outline.kind]
+                raise BadCheckpoint(
+                    f"{self.path.name!r} has modules that are no product of two thin factors ({name!r} is "
+                    f"{kind}): merge it into a checkpoint, and extract a LoRA from the two checkpoints"
+                )
 
     def delta(self, name: str, device: str = "cpu") -> Delta:
         """The change of the module ``name`` in float32 on ``device``; reads its tensors only.

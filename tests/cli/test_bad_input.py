@@ -287,7 +287,7 @@ CASES = {
     ),
     "a checkpoint as LoRA": Case(
         ("generate", "x", "--checkpoint", "base.safetensors", "--lora", "base.safetensors"),
-        ("base.safetensors", "given as LoRA is none"),
+        ("base.safetensors", "is no LoRA"),
     ),
     "no LoRA": Case(
         ("generate", "x", "--lora", "none.safetensors=0.5"), ("none.safetensors", "check the path")
