@@ -103,8 +103,8 @@ class DigestMemory:
 class DigestsAhead:
     """Digests of files, those not in ``memory`` computed in threads from now on, each file in one.
 
-    A context manager: where its block ends, what is not finished is given up. A digest is remembered
-    when it is asked for.
+    A context manager: where its block ends, what is not finished is given up, and what is known is
+    remembered, unless the block failed.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]], memory: DigestMemory) -> None:
@@ -125,13 +125,14 @@ class DigestsAhead:
     ) -> None:
         self._cancel.cancel()
         self._threads.shutdown()
+        if kind is None:
+            for name, one in self._found.items():
+                if one.exception() is None and self._memory.known(name) is None:
+                    self._memory.remember(name, *one.result())
 
     def digest(self, path: str | os.PathLike[str]) -> str:
         """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
-        status, found = self._found[os.fspath(path)].result()
-        if self._memory.known(path) is None:
-            self._memory.remember(path, status, found)
-        return found
+        return self._found[os.fspath(path)].result()[1]
 
     def _digest(self, path: str) -> tuple[os.stat_result, str]:
         status = os.stat(path)
