@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +41,11 @@ def usage(command: Sequence[str | Path], *, fresh: Path | None = None) -> Usage:
     """
     if fresh is not None:
         fresh.unlink(missing_ok=True)
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=output, stderr=output)
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            output.seek(0)
-            lines = output.read().decode(errors="replace").strip().splitlines()
-            raise Failed(lines[-1] if lines else f"exit code {process.returncode}")
-    return Usage(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * _RSS_UNIT)
+    launcher = (*PYTHON, "-m", "benchmarks.launch", *map(str, command))
+    found = json.loads(subprocess.run(launcher, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    if found["code"] != 0:
+        raise Failed(found["last_line"] or f"exit code {found['code']}")
+    return Usage(found["wall"], found["cpu"], found["rss"] * _RSS_UNIT)
 
 
 def copying(source: Path, target: Path) -> tuple[str, ...]:
