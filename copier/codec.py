@@ -22,6 +22,8 @@ from copier.recipe import STAGE_KINDS, Recipe, StageSpec
 
 FORMAT = "copier-recipe"
 VERSION = 1
+RECIPE_KEY = "copier.recipe"
+"""Metadata key of a LoRA that holds its recipe as JSON."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """``MIGRATIONS[n]`` turns the JSON of version n into that of version n + 1."""

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from copier.app.checks import check_device
 from copier.app.pictures import check_loras, usual_side
-from copier.app.service import check_checkpoint, check_device, check_folders, worker_on_demand
+from copier.app.service import check_checkpoint, check_folders, worker_on_demand
 from copier.app.settings import Settings
 from copier.checkpoint.header import Header, read_header
-from copier.codec import load_recipe, recipe_from_text
+from copier.codec import RECIPE_KEY, load_recipe, recipe_from_text
 from copier.errors import CopierError
 from copier.evaluation.effect import change_strip, effect_strip, target
 from copier.evaluation.report import ReportFiles, write_report
@@ -22,7 +23,7 @@ from copier.images.effects import Picture
 from copier.pipeline.files import load_stack
 from copier.pipeline.measure import CEILING_WEIGHT, known_edit
 from copier.pipeline.plan import SMALLEST_SIDE, paired
-from copier.pipeline.results import RECIPE_KEY, prepare_folder
+from copier.pipeline.results import prepare_folder
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
 from copier.recipe import EvaluateStage, Recipe

@@ -11,16 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from copier.app.service import check_device, check_output
-from copier.codec import recipe_from_text, recipe_to_json
-from copier.errors import BadInput, CopierError
+from copier.app.checks import check_tensors_output, chosen_device
+from copier.codec import RECIPE_KEY, recipe_from_text, recipe_to_json
+from copier.errors import CopierError
 from copier.ops import combine as combining
 from copier.ops import extract as extracting
 from copier.ops import inspect as inspecting
 from copier.ops import merge as merging
 from copier.ops import resize as resizing
 from copier.ops.report import OperationReport
-from copier.pipeline.results import RECIPE_KEY
 
 Given = ParamSpec("Given")
 Report = TypeVar("Report", bound=OperationReport)
@@ -61,20 +60,3 @@ def inspect(path: Path) -> dict[str, Any]:
         except CopierError as error:
             problem = str(error)
     return {**found, "recipe": recipe, "recipe_problem": problem}
-
-
-def check_tensors_output(out: Path, *, overwrite: bool) -> None:
-    """Raise ``BadInput`` unless a .safetensors file can be written at ``out``."""
-    if out.suffix != ".safetensors":
-        raise BadInput(f"the output {out} is no .safetensors file: give a name with that ending")
-    check_output(out, overwrite=overwrite)
-
-
-def chosen_device(device: str) -> str:
-    """cuda or cpu: ``auto`` takes CUDA where there is one. Raises ``BadInput`` as ``check_device``."""
-    check_device(device)
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

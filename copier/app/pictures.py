@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from copier.app.service import (
-    check_checkpoint,
-    check_device,
-    check_folders,
-    check_lora,
-    check_output,
-    worker_on_demand,
-)
+from copier.app.checks import check_device, check_output
+from copier.app.service import check_checkpoint, check_folders, check_lora, worker_on_demand
 from copier.app.settings import Settings
 from copier.checkpoint.header import Header
 from copier.errors import BadInput

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from copier.app.checks import check_device
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
@@ -17,7 +18,6 @@ from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
-from copier.fields import check_text
 from copier.images.effects import apply_effect, check_edit
 from copier.images.pairs import check_pair, check_same_names, check_size, read_picture
 from copier.ops.lora_file import read_lora
@@ -220,18 +220,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise type(error)(f"{path.name}: {error}") from error
 
 
-def check_device(device: str) -> None:
-    """Raise ``BadInput`` where ``device`` is cuda, and there is none."""
-    if device != "cuda":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise BadInput(
-            "the device is cuda, but this machine has none that torch can use: use --device cpu, or auto"
-        )
-
-
 def check_folders(out: Path, settings: Settings, *, report: bool = True, files: int = 0) -> None:
     """Refuse an output or data folder that cannot be used, or whose disk is nearly full.
 
@@ -250,19 +238,6 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, files: 
         )
     check_room(out, "--out", files=files)
     check_room(settings.data, "--data", files=files)
-
-
-def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raise ``BadInput`` unless a file can be written at ``out``."""
-    check_text("the output's name", out.name)
-    if out.is_dir():
-        raise BadInput(f"the output {out} is a folder: give the name of a file")
-    if out.exists() and not overwrite:
-        raise BadInput(f"{out} exists: choose another name, or allow it with --overwrite")
-    if not out.parent.is_dir():
-        raise BadInput(f"the folder {out.parent} does not exist: create it first")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise BadInput(f"the folder {out.parent} is write-protected: choose another one for {out.name}")
 
 
 @contextlib.contextmanager

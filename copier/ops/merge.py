@@ -36,6 +36,7 @@ from copier.ops.report import (
     rank_ranges,
     refuse_own_input,
 )
+from copier.ops.threads import one_thread_each
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 PART_BYTES = 16 << 20
@@ -92,6 +93,7 @@ def merge(
     refuse_own_input(out, [checkpoint, *(path for path, _ in loras)])
     check_weights(loras)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_thread_each())
         reader = stack.enter_context(TensorReader(checkpoint))
         opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
         additions = _additions(reader, opened, blocks)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from copier.checkpoint.header import read_header
-from copier.codec import recipe_to_json
+from copier.codec import RECIPE_KEY, recipe_to_json
 from copier.digest import file_digest
 from copier.errors import BadInput, CopierError
 from copier.evaluation.report import GENERATOR, ReportFiles, write_report
@@ -23,8 +23,6 @@ from copier.pipeline.store import StageStore
 from copier.temporary import create_temporary, move_into_place, remove_leftovers
 from copier.writepoints import write_point
 
-RECIPE_KEY = "copier.recipe"
-"""Metadata key of a LoRA that holds the recipe as JSON."""
 PROVENANCE_KEY = "copier.provenance"
 """Metadata key with the digests of checkpoint, pictures and LoRAs that the LoRA was made from, as JSON."""
 
