@@ -64,6 +64,11 @@ class Sum:
         return sum(up.shape[1] for up, _, _ in self.terms)
 
     @property
+    def has_huge_factor(self) -> bool:
+        """Is one of the c_i beyond float32?"""
+        return any(abs(c) > torch.finfo(torch.float32).max for _, _, c in self.terms)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         up, down, _ = self.terms[0]
@@ -98,7 +103,7 @@ def approximate(sums: Sequence[Sum]) -> list[Approximation]:
     for dtype in (torch.float32, torch.float64):
         groups: dict[int, list[int]] = {}
         for index, one in enumerate(sums):
-            coarse = dtype == torch.float32 and (one.every_value or not exact_products)
+            coarse = dtype == torch.float32 and (one.every_value or one.has_huge_factor or not exact_products)
             if index not in done and one.rank <= min(one.shape) and not coarse:
                 groups.setdefault(one.rank, []).append(index)
         for group in groups.values():

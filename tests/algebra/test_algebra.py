@@ -157,6 +157,36 @@ def test_a_weight_outside_the_dtype_is_refused_with_its_limit():
     assert torch.isinf(cast(torch.tensor([math.inf]), torch.float16, "w")).all()
 
 
+def test_fp8_is_left_neither_for_nan_nor_for_its_largest_number():
+    """Which of the two torch makes of a number beyond fp8 depends on its version."""
+    for dtype, largest, beyond in (
+        (torch.float8_e4m3fn, 448.0, 464.1),
+        (torch.float8_e5m2, 57344.0, 61440.5),
+    ):
+        with pytest.raises(BadInput, match=f"ends at {largest:g}"):
+            cast(torch.tensor([1.0, -beyond]), dtype, "w")
+        rounded = cast(torch.tensor([beyond - 1.0, math.nan]), dtype, "w").float()
+        assert rounded[0] == largest
+        assert rounded[1].isnan()
+
+
+def test_a_sum_that_overflows_float32_is_refused_unless_the_weight_was_infinite_before():
+    huge = LowRankDelta(torch.tensor([[3e38], [0.0]]), torch.tensor([[10.0, 0.0]]), 1.0)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(BadInput, match=r"inf.*are broken"):
+            merged(torch.ones(2, 2, dtype=dtype), [Change(huge, 1.0)])
+        base = torch.tensor([[math.inf, 1.0], [math.nan, 1.0]], dtype=dtype)
+        result = merged(base, [Change(huge, 1.0)])
+        assert torch.equal(result.nan_to_num(7.0), base.nan_to_num(7.0))
+    broken = LoraWeights({"m": LowRankDelta(torch.full((2, 1), 1e20), torch.full((1, 2), 1e25), 1e38)})
+    with pytest.raises(BadInput, match="overflow"):
+        combine([(broken, 1.0)])
+    with pytest.raises(BadInput, match="float16 ends"):
+        LoraWeights({"m": LowRankDelta(torch.full((2, 1), 1e30), torch.ones(1, 2), 1e30)}).to_tensors(
+            torch.float16
+        )
+
+
 MIXES = [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.25), (2.0, 0.0), (0.0, 0.0)]
 
 

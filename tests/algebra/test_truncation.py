@@ -222,3 +222,12 @@ def test_a_host_that_allows_tf32_gets_float64(routes, monkeypatch):
 def test_weights_without_a_finite_product_are_refused(up, down):
     with pytest.raises(BadInput, match="overflows"):
         truncate(delta(torch.full((40, 4), up), torch.full((4, 40), down)), 1)
+
+
+def test_a_factor_beyond_float32_is_refused_only_where_the_sum_is_beyond_it_too():
+    ones = torch.ones(40, 4), torch.ones(4, 40)
+    with pytest.raises(BadInput, match="overflows"):
+        truncate(delta(*ones, scale=1e39), 1)
+    small = truncate(delta(1e-30 * ones[0], ones[1], scale=1e39), 1)
+    assert small.norm == pytest.approx(1.6e11, rel=1e-5)
+    assert small.residual == pytest.approx(0.0, abs=1e-6)
