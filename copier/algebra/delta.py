@@ -159,9 +159,9 @@ def cast(
 ) -> torch.Tensor:
     """``tensor`` in ``dtype``, refused where a number would not be near itself any more.
 
-    That is what rounds to infinity in ``dtype``. (fp8's e4m3 has none: torch makes NaN or the largest number of
-    it, depending on its version.) ``source`` (default: ``tensor``) is what ``tensor`` was computed from,
-    element by element: where it is infinite or NaN already, the result may be so.
+    That is what rounds to infinity in ``dtype``. (fp8's e4m3 has none: there torch makes NaN of it, or the
+    largest number, depending on its version.) ``source`` (default: ``tensor``) is what ``tensor`` was
+    computed from, element by element: where it is infinite or NaN already, the result may be so.
 
     Raises:
         BadInput: a value is outside the dtype's range; the message names ``name``, value and limit.

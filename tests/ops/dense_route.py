@@ -9,9 +9,22 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.writer import tensor_bytes
 from tests.ops.small_models import Module
 
 Tensors = Mapping[str, torch.Tensor]
+Terms = Sequence[tuple[Path, float]]
+"""LoRA files and their weights."""
+ERROR = {
+    torch.float64: (2e-6, 1e-30),
+    torch.float32: (2e-6, 1e-30),
+    torch.float16: (1e-3, 1e-7),
+    torch.bfloat16: (8e-3, 1e-30),
+    torch.float8_e4m3fn: (0.07, 2e-3),
+    torch.float8_e5m2: (0.14, 1e-5),
+}
+"""Of a merged number: relative to the numbers that it is a sum of, and absolute."""
 FACTORS = tuple(
     (f"{up}.weight", f"{down}.weight")
     for up, down in (
@@ -58,9 +71,7 @@ def change_of(tensors: Tensors, name: str) -> torch.Tensor | None:
     return (left @ right.flatten(1)).reshape(left.shape[0], *right.shape[1:]) * scale(right.shape[0])
 
 
-def expected_merge(
-    base: Tensors, terms: Sequence[tuple[Path, float]], modules: Iterable[Module]
-) -> tuple[Tensors, Tensors]:
+def expected_merge(base: Tensors, terms: Terms, modules: Iterable[Module]) -> tuple[Tensors, Tensors]:
     """Key -> the merged tensor in float64, of those that change; and the same of all absolute values.
 
     The second says how much rounding there may be where large numbers cancel.
@@ -81,3 +92,29 @@ def expected_merge(
                 whole = sums.setdefault(module.key, start.clone() if sums is right else start.abs())
                 whole[rows] += factor * part.reshape(whole[rows].shape)
     return right, size
+
+
+def same(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Has the copy the bytes, or in another dtype the values, NaN in the same places?"""
+    if copy.dtype is tensor.dtype or not tensor.numel():
+        return tensor_bytes(copy) == tensor_bytes(tensor)
+    one, other = tensor.flatten().to(copy.dtype).double(), copy.flatten().double()
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def check_merged(base: Path, terms: Terms, out: Path, modules: Iterable[Module]) -> None:
+    """Every tensor is the base's with the changes that float64 gives, or has the same bytes."""
+    with TensorReader(base) as before, TensorReader(out) as after:
+        assert set(before.keys()) == set(after.keys())
+        tensors = {key: before.tensor(key) for key in before.header.tensors}
+        right, size = expected_merge(tensors, terms, modules)
+        for key, tensor in tensors.items():
+            merged = after.tensor(key)
+            if key not in right:
+                assert same(tensor, merged)
+                continue
+            error = (merged.double() - right[key]).abs()
+            relative, absolute = ERROR[merged.dtype]
+            known = torch.isfinite(right[key])
+            assert bool((error <= relative * size[key] + absolute)[known].all()), key
+            assert bool((~torch.isfinite(merged.double()))[~known].all()), key

@@ -11,14 +11,13 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.writer import tensor_bytes
 from copier.errors import CopierError
 from copier.ops.combine import combine, difference
 from copier.ops.extract import extract
@@ -26,22 +25,13 @@ from copier.ops.inspect import inspect
 from copier.ops.merge import merge
 from copier.ops.resize import resize
 from tests.ops import hostile_cases as cases
-from tests.ops.dense_route import expected_merge
-from tests.ops.small_models import MODELS, Model, Module
+from tests.ops.dense_route import Terms, check_merged
+from tests.ops.small_models import MODELS, Model
 
 COUNT = int(os.environ.get("COPIER_HOSTILE_CASES", "2000"))
 SHARES = 4
 MEMORY = Path("/dev/shm")
 VICTIMS = (["lora"], ["lora"], ["base"], ["lora", "other"], ["lora", "base"], ["tuned"])
-ERROR = {
-    torch.float64: (2e-6, 1e-30),
-    torch.float32: (2e-6, 1e-30),
-    torch.float16: (1e-3, 1e-7),
-    torch.bfloat16: (8e-3, 1e-30),
-    torch.float8_e4m3fn: (0.07, 2e-3),
-    torch.float8_e5m2: (0.14, 1e-5),
-}
-"""Of a merged number: relative to the numbers that it is a sum of, and absolute."""
 
 
 @pytest.fixture
@@ -50,9 +40,6 @@ def folder() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
     yield place
     shutil.rmtree(place)
-
-
-Terms = list[tuple[Path, float]]
 
 
 def operate(folder: Path, draw: random.Random) -> tuple[str, Terms]:
@@ -142,29 +129,3 @@ def check_output(path: Path) -> None:
             tensor = reader.tensor(key)
             if ".lora_" in key and tensor.dtype.is_floating_point:
                 assert bool(torch.isfinite(tensor.float()).all())
-
-
-def same(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Has the copy the bytes, or in another dtype the values, NaN in the same places?"""
-    if copy.dtype is tensor.dtype or not tensor.numel():
-        return tensor_bytes(copy) == tensor_bytes(tensor)
-    one, other = tensor.flatten().to(copy.dtype).double(), copy.flatten().double()
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def check_merged(base: Path, terms: Terms, out: Path, modules: Iterable[Module]) -> None:
-    """Every tensor is the base's with the changes that float64 gives, or has the same bytes."""
-    with TensorReader(base) as before, TensorReader(out) as after:
-        assert set(before.keys()) == set(after.keys())
-        tensors = {key: before.tensor(key) for key in before.header.tensors}
-        right, size = expected_merge(tensors, terms, modules)
-        for key, tensor in tensors.items():
-            merged = after.tensor(key)
-            if key not in right:
-                assert same(tensor, merged)
-                continue
-            error = (merged.double() - right[key]).abs()
-            relative, absolute = ERROR[merged.dtype]
-            known = torch.isfinite(right[key])
-            assert bool((error <= relative * size[key] + absolute)[known].all()), key
-            assert bool((~torch.isfinite(merged.double()))[~known].all()), key
