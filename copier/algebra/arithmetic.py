@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from copier.algebra.delta import LowRankDelta
+from copier.algebra.delta import LowRankDelta, all_finite
 from copier.algebra.lora import LoraWeights
 from copier.errors import BadInput
 
@@ -42,7 +42,10 @@ def combine(terms: Sequence[tuple[LoraWeights, float]]) -> LoraWeights:
     with c_i = ratio_i * scale_i, a_i = sqrt|c_i|, and s_i = sign(c_i) in up alone: a sign in both
     factors would vanish. The ranks add up; alpha is the new rank (scale 1), which is right for
     any mix of ranks and alphas. A module that only some terms have is kept. Terms of ratio 0 add
-    no rank; where nothing is left the module is a zero of rank 1. Raises as ``grouped``.
+    no rank; where nothing is left the module is a zero of rank 1.
+
+    Raises:
+        BadInput: as ``grouped``, or a factor overflows.
     """
     return LoraWeights({name: _sum(parts) for name, parts in grouped(terms).items()})
 
@@ -92,7 +95,10 @@ def _sum(parts: Sequence[tuple[LowRankDelta, float]]) -> LowRankDelta:
         downs.append(delta.down_matrix * root)
     if not ups:
         ups, downs = [torch.zeros_like(first.up_matrix[:, :1])], [torch.zeros_like(first.down_matrix[:1])]
-    return shaped(torch.cat(ups, dim=1), torch.cat(downs, dim=0), first)
+    up, down = torch.cat(ups, dim=1), torch.cat(downs, dim=0)
+    if not (all_finite(up) and all_finite(down)):
+        raise BadInput("a LoRA's weights are so large that its factors overflow float32: it is broken")
+    return shaped(up, down, first)
 
 
 def shaped(up: torch.Tensor, down: torch.Tensor, like: LowRankDelta) -> LowRankDelta:

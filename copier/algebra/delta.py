@@ -148,8 +148,20 @@ class LowRankDelta:
         )
 
 
-def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
-    """``tensor`` in ``dtype``, refused where a finite value would become infinite.
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Has a tensor of one element or more neither NaN nor infinite values?"""
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+def cast(
+    tensor: torch.Tensor, dtype: torch.dtype, name: str, *, source: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``tensor`` in ``dtype``, refused where a number would not be near itself any more.
+
+    That is what rounds to infinity in ``dtype``. (fp8's e4m3 has none: there torch makes NaN of it, or the
+    largest number, depending on its version.) ``source`` (default: ``tensor``) is what ``tensor`` was
+    computed from, element by element: where it is infinite or NaN already, the result may be so.
 
     Raises:
         BadInput: a value is outside the dtype's range; the message names ``name``, value and limit.
@@ -158,11 +170,13 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     limit = torch.finfo(dtype).max
     if tensor.numel() == 0 or bool((torch.stack(torch.aminmax(tensor.detach())).abs() <= limit).all()):
         return result
-    lost = ~torch.isfinite(result.float())
-    if not bool(lost.any()) or not bool((lost & torch.isfinite(tensor.double())).any()):
+    exact = tensor.detach().double().abs()
+    half_step = torch.finfo(dtype).eps / 2.0 * 2.0 ** math.floor(math.log2(limit))
+    lost = ~(exact < limit + half_step) & torch.isfinite((tensor if source is None else source).double())
+    if not bool(lost.any()):
         return result
+    reached = float(exact[lost].nan_to_num(nan=math.inf, posinf=math.inf).max())
     plain = str(dtype).removeprefix("torch.")
-    largest = float(tensor.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
-    raise BadInput(
-        f"{name} reaches {largest:g}, {plain} ends at {torch.finfo(dtype).max:g}: choose bf16 or fp32"
-    )
+    representable = reached <= torch.finfo(torch.float32).max
+    remedy = "choose bf16 or fp32" if representable else "the LoRA's weights are broken"
+    raise BadInput(f"{name} reaches {reached:g}, {plain} ends at {limit:g}: {remedy}")

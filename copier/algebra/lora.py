@@ -63,7 +63,7 @@ class LoraWeights(Mapping[str, LowRankDelta]):
                 stored = float(delta.rank)
             up = delta.up if delta.alpha == stored else delta.up * (delta.alpha / stored)
             tensors[down_key] = cast(delta.down, dtype, down_key).contiguous()
-            tensors[up_key] = cast(up, dtype, up_key).contiguous()
+            tensors[up_key] = cast(up, dtype, up_key, source=delta.up).contiguous()
         return tensors
 
     def to(self, device: str) -> LoraWeights:

@@ -66,7 +66,7 @@ def add_changes(
         total = source[start:stop].to(torch.float32, copy=True)
         for change, whole in zip(changes, dense, strict=True):
             _add(total, change, whole, first_row + start)
-        target[start:stop] = cast(total, out.dtype, name)
+        target[start:stop] = cast(total, out.dtype, name, source=source[start:stop])
 
 
 def _add(total: torch.Tensor, change: Change, whole: torch.Tensor | None, first_row: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from copier.algebra.delta import Delta, LowRankDelta
+from copier.algebra.delta import Delta, LowRankDelta, all_finite
 from copier.algebra.products import FullDelta, HadamardDelta, KroneckerDelta, Product
 from copier.errors import BadInput
 
@@ -106,14 +106,9 @@ def _checked(part: str, tensor: torch.Tensor) -> torch.Tensor:
             "none of size 0"
         )
     result = tensor.float()
-    if not result.is_meta and not _all_finite(result):
+    if not result.is_meta and not all_finite(result):
         raise BadInput(f"its {part} has NaN or infinite weights: the training that made it broke down")
     return result
-
-
-def _all_finite(tensor: torch.Tensor) -> bool:
-    low, high = torch.aminmax(tensor)
-    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def _low_rank(parts: Mapping[str, torch.Tensor], alpha: torch.Tensor | None) -> LowRankDelta:
@@ -136,6 +131,10 @@ def _three_factors(
             "they must be (out, n, 1, 1), (n, m, height, width) and (m, in, 1, 1)"
         )
     n, m, height, width = mid.shape
+    if mid.is_meta:
+        # A product there imports sympy, which takes a second.
+        joined = mid.new_empty(n, down.shape[1], height, width)
+        return LowRankDelta(up=up.flatten(1)[:, :, None, None], down=joined, alpha=float(n))
     taps = mid.permute(0, 2, 3, 1).reshape(-1, m) @ down.flatten(1)
     joined = taps.reshape(n, height, width, -1).permute(0, 3, 1, 2).contiguous()
     return LowRankDelta(up=up.flatten(1)[:, :, None, None], down=joined, alpha=_alpha(alpha, m) * n / m)

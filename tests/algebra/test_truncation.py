@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from copier.algebra import approximation
 from copier.algebra.arithmetic import combine
@@ -106,7 +108,10 @@ def truncated(terms, rule):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_error_is_the_smallest_possible_and_reported(name):
-    terms, rank = CASES[name]
+    check_best(*CASES[name])
+
+
+def check_best(terms, rank):
     whole = dense(terms)
     values = torch.linalg.svdvals(whole)
     norm, best = float(values.norm()), float(values[rank:].norm())
@@ -114,7 +119,29 @@ def test_the_error_is_the_smallest_possible_and_reported(name):
     error = float((whole - result).norm())
     assert kept == min(rank, *whole.shape, sum(change.rank for change, _ in terms))
     assert error <= best * (1 + 1e-5) + (1e-5 * norm if best < 1e-3 * norm else 1e-9 * norm)
-    assert residual == pytest.approx(best / norm, abs=1e-5)
+    assert residual == pytest.approx(best / norm if norm else 0.0, abs=1e-5)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(30, 12), (5, 40), (9, 1), (16, 16, 1, 1), (8, 4, 3, 3)]),
+    st.lists(
+        st.tuples(
+            st.integers(1, 10),
+            st.sampled_from([1.0, -2.0, 0.0, 0.3]),
+            st.sampled_from([1.0, -1.0, 0.7]),
+            st.sampled_from([1.0, 0.7, 0.2]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(1, 12),
+)
+def test_no_sum_has_a_better_approximation(seed, shape, kinds, rank):
+    """Of any ranks, scales, signs and spectra, also where the scale is 0 or the rank that of a side."""
+    torch.manual_seed(seed)
+    check_best([(delta(*factors(shape, n, decay), scale), ratio) for n, scale, ratio, decay in kinds], rank)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +249,12 @@ def test_a_host_that_allows_tf32_gets_float64(routes, monkeypatch):
 def test_weights_without_a_finite_product_are_refused(up, down):
     with pytest.raises(BadInput, match="overflows"):
         truncate(delta(torch.full((40, 4), up), torch.full((4, 40), down)), 1)
+
+
+def test_a_factor_beyond_float32_is_refused_only_where_the_sum_is_beyond_it_too():
+    ones = torch.ones(40, 4), torch.ones(4, 40)
+    with pytest.raises(BadInput, match="overflows"):
+        truncate(delta(*ones, scale=1e39), 1)
+    small = truncate(delta(1e-30 * ones[0], ones[1], scale=1e39), 1)
+    assert small.norm == pytest.approx(1.6e11, rel=1e-5)
+    assert small.residual == pytest.approx(0.0, abs=1e-6)

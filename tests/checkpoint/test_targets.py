@@ -330,7 +330,7 @@ def test_numbers_of_any_length_in_keys_do_no_harm():
         for part in (models.open_clip(TE), models.sd3(), models.unet((8, 8), (0, 1), linear=True))
         for key, shape in part.items()
     }
-    names = [*module_targets(header(shapes)), *shapes]
+    names = [*module_targets(header(shapes)), *shapes][::4]
     assert any(long in name for name in names)
     assert detect(header(models.lora(dict.fromkeys(names, (4, 4))))).kind is Kind.LORA
     assert {block_of(name) for name in names} | {block_of_module(name, Family.SD3) for name in names}

@@ -1,7 +1,8 @@
-"""Small LoRA and checkpoint files, sound ones and damaged ones, from a seed."""
+"""Small LoRA and checkpoint files of every family, sound ones and damaged ones, from a seed."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -9,23 +10,13 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-WIDTH, CROSS, RANK = 6, 8, 2
+from tests.ops.small_models import CROSS, WIDTH, Model, Module
+
+RANK = 2
 ITEM = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "U8": 1,
-    "BOOL": 1,
-}
-UNET = "model.diffusion_model.middle_block.1.transformer_blocks.0"
-TEXT = "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj"
-LORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
-PEFT = "unet.mid_block.attentions.0.transformer_blocks.0"
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
 @dataclass
@@ -44,6 +35,7 @@ class Spec:
 
     entries: list[tuple[str, Entry]]
     metadata: object = None
+    spaces: int = 0
     damage: list[Callable[[bytes, random.Random], bytes]] = field(default_factory=list)
 
     def encode(self, draw: random.Random) -> bytes:
@@ -57,71 +49,85 @@ class Spec:
             body += entry.data
             head = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": offsets}
             parts.append(f"{json.dumps(key)}:{json.dumps(head)}")
-        text = ("{" + ",".join(parts) + "}").encode()
+        text = ("{" + ",".join(parts) + "}").encode() + b" " * self.spaces
         content = struct.pack("<Q", len(text)) + text + body
         for damage in self.damage:
             content = damage(content, draw)
         return content
 
 
+POOL = 4096
+"""Numbers of each dtype; a tensor takes some that lie side by side."""
+
+
+@functools.cache
+def _pool(dtype: str) -> bytes:
+    """Numbers of about 1 of a floating dtype, small ones of any other."""
+    draw = random.Random(dtype)
+    numbers = [draw.uniform(-1, 1) for _ in range(POOL)]
+    if dtype == "BF16":
+        return b"".join(struct.pack("<f", number)[2:] for number in numbers)
+    if dtype in ("F64", "F32", "F16"):
+        return struct.pack(f"<{POOL}{'dfe'[('F64', 'F32', 'F16').index(dtype)]}", *numbers)
+    item = [0] * (ITEM[dtype] - 1)
+    return b"".join(bytes([draw.randrange(2 if dtype == "BOOL" else 0x3F), *item]) for _ in range(POOL))
+
+
 def tensor(draw: random.Random, shape: list[int], dtype: str = "F32") -> Entry:
-    """A sound tensor with numbers of about 1."""
+    """A sound tensor."""
     count = math.prod(shape)
-    if dtype == "F32":
-        data = struct.pack(f"<{count}f", *(draw.uniform(-1, 1) for _ in range(count)))
-    elif dtype == "F16":
-        data = struct.pack(f"<{count}e", *(draw.uniform(-1, 1) for _ in range(count)))
-    else:
-        data = bytes(draw.randrange(0x3F) for _ in range(count * ITEM[dtype]))
-    return Entry(dtype, shape, data)
+    start = ITEM[dtype] * draw.randrange(POOL - count)
+    return Entry(dtype, shape, _pool(dtype)[start : start + ITEM[dtype] * count])
 
 
-def checkpoint(draw: random.Random) -> Spec:
-    """What is left of an SD 1.x checkpoint with three weights that LoRAs can change."""
+def checkpoint(draw: random.Random, model: Model) -> Spec:
+    """The checkpoint of ``model``, in any dtype that users have."""
     dtype = draw.choice(["F32", "F16", "BF16", "F8_E4M3"])
-    shapes = {
-        "model.diffusion_model.input_blocks.0.0.weight": [4, 4, 3, 3],
-        f"{UNET}.attn1.to_q.weight": [WIDTH, WIDTH],
-        f"{UNET}.attn2.to_k.weight": [WIDTH, CROSS],
-        "model.diffusion_model.middle_block.0.in_layers.2.weight": [WIDTH, WIDTH, 3, 3],
-        f"{TEXT}.weight": [CROSS, CROSS],
-        "first_stage_model.quant_conv.weight": [4, 4, 1, 1],
-    }
-    return Spec([(key, tensor(draw, shape, dtype)) for key, shape in shapes.items()], {"format": "pt"})
+    entries = [(key, tensor(draw, shape, dtype)) for key, shape in model.keys.items()]
+    return Spec(entries, draw.choice([None, {"format": "pt"}]))
 
 
-def lora(draw: random.Random) -> Spec:
-    """A LoRA of one of the kinds that users have, for ``checkpoint``."""
+KOHYA_KINDS = ("lora", "lora", "lora", "no alpha", "loha", "lokr", "mid", "dora", "full", "diffusers")
+DOTTED_KINDS = ("peft", "peft", "adapter", "diffusers")
+
+
+def lora(draw: random.Random, model: Model) -> Spec:
+    """A LoRA for ``model`` of one of the kinds that users have."""
     dtype = draw.choice(["F32", "F16", "BF16"])
-    kind = draw.choice(["kohya", "kohya", "conv", "peft", "loha", "lokr", "mid", "dora"])
-    shapes: dict[str, list[int]] = {}
-    for part, across in (("attn1_to_q", WIDTH), ("attn2_to_k", CROSS)):
-        name = f"{LORA}_{part}"
-        if kind == "peft":
-            dotted = f"{PEFT}.{part.replace('_to', '.to')}"
-            shapes |= {f"{dotted}.lora_A.weight": [RANK, across], f"{dotted}.lora_B.weight": [WIDTH, RANK]}
-        elif kind == "loha":
-            shapes |= {f"{name}.hada_w{i}_a": [WIDTH, RANK] for i in (1, 2)}
-            shapes |= {f"{name}.hada_w{i}_b": [RANK, across] for i in (1, 2)}
-            shapes[f"{name}.alpha"] = []
-        elif kind == "lokr":
-            shapes |= {f"{name}.lokr_w1": [2, 2], f"{name}.lokr_w2_a": [WIDTH // 2, RANK]}
-            shapes |= {f"{name}.lokr_w2_b": [RANK, across // 2], f"{name}.alpha": []}
-        else:
-            shapes |= {f"{name}.lora_up.weight": [WIDTH, RANK], f"{name}.lora_down.weight": [RANK, across]}
-            shapes[f"{name}.alpha"] = []
-            if kind == "dora":
-                shapes[f"{name}.dora_scale"] = [WIDTH, 1]
-    name = "lora_unet_mid_block_resnets_0_conv1"
-    if kind == "conv":
-        shapes |= {
-            f"{name}.lora_up.weight": [WIDTH, RANK, 1, 1],
-            f"{name}.lora_down.weight": [RANK, WIDTH, 3, 3],
-        }
-    if kind == "mid":
-        shapes |= {f"{name}.lora_up.weight": [WIDTH, RANK], f"{name}.lora_down.weight": [RANK, WIDTH]}
-        shapes[f"{name}.lora_mid.weight"] = [RANK, RANK, 3, 3]
-    return Spec([(key, tensor(draw, shape, dtype)) for key, shape in shapes.items()], {"ss_v2": "False"})
+    style, kinds = draw.choice([(model.kohya, KOHYA_KINDS), (model.dotted, DOTTED_KINDS)])
+    kind = draw.choice(kinds)
+    some = draw.sample(style, draw.randint(1, len(style)))
+    shapes = {key: shape for module in some for key, shape in _parts(module, kind).items()}
+    entries = [(key, tensor(draw, shape, dtype)) for key, shape in shapes.items()]
+    return Spec(entries, draw.choice([None, {"ss_v2": "False"}]))
+
+
+def _parts(module: Module, kind: str) -> dict[str, list[int]]:
+    """Key -> shape of what a file of the kind holds of a module."""
+    name, (out, across, *kernel) = module.name, module.shape
+    ones = [1] * len(kernel)
+    up, down, alpha = [out, RANK, *ones], [RANK, across, *kernel], {f"{name}.alpha": list[int]()}
+    if kind == "loha":
+        flat = across * math.prod(kernel)
+        a = {f"{name}.hada_w{i}_a": [out, RANK] for i in (1, 2)}
+        return a | {f"{name}.hada_w{i}_b": [RANK, flat] for i in (1, 2)} | alpha
+    if kind == "lokr":
+        w2 = {f"{name}.lokr_w2_a": [out // 2, RANK], f"{name}.lokr_w2_b": [RANK, across // 2, *kernel]}
+        return {f"{name}.lokr_w1": [2, 2]} | w2 | alpha
+    if kind == "full":
+        return {f"{name}.diff": [out, across, *kernel]}
+    if kind == "mid" and kernel:
+        up, down = [out, RANK, *ones], [RANK, across, *ones]
+        alpha[f"{name}.lora_mid.weight"] = [RANK, RANK, *kernel]
+    ends = {
+        "peft": (".lora_B.weight", ".lora_A.weight"),
+        "adapter": (".lora_B.default.weight", ".lora_A.default.weight"),
+        "diffusers": (".lora.up.weight", ".lora.down.weight"),
+    }.get(kind, (".lora_up.weight", ".lora_down.weight"))
+    both = {name + ends[0]: up, name + ends[1]: down}
+    if kind == "dora":
+        both[f"{name}.dora_scale"] = [out, *[1] * (1 + len(kernel))]
+    return both | (alpha if kind in ("lora", "mid", "dora") else {})
 
 
 def damaged(spec: Spec, draw: random.Random) -> Spec:
@@ -136,22 +142,8 @@ def _any(spec: Spec, draw: random.Random) -> Entry:
 
 
 ODD_NUMBERS = (
-    -1,
-    0,
-    1,
-    3,
-    1 << 31,
-    1 << 40,
-    1 << 62,
-    1 << 63,
-    (1 << 64) - 1,
-    1 << 70,
-    1.5,
-    True,
-    None,
-    "7",
-    [1],
-    1e300,
+    *(-1, 0, 1, 3, 1 << 31, 1 << 40, 1 << 62, 1 << 63, (1 << 64) - 1, 1 << 70, -(1 << 70)),
+    *(1.5, -0.0, True, None, "7", [1], 1e300, math.nan, math.inf),
 )
 
 
@@ -159,9 +151,19 @@ def odd_offsets(spec: Spec, draw: random.Random) -> None:
     entry, size = _any(spec, draw), sum(len(one.data) for _, one in spec.entries)
     near = [0, 1, size, size - 1, size + 1, size // 2, *ODD_NUMBERS]
     entry.offsets = draw.choice([
-        [draw.choice(near), draw.choice(near)],
-        *([0, len(entry.data)], [size, size], [], [0], [0, 1, 2], "x", {"a": 1}),
+        [draw.choice(near), draw.choice(near)], [draw.choice(near), draw.choice(near)],
+        *([0, len(entry.data)], [size, size], [len(entry.data), 0], [], [0], [0, 1, 2], "x", {"a": 1}),
+        [size, size + len(entry.data)], [-len(entry.data), 0], [1 << 62, (1 << 62) + len(entry.data)],
     ])  # fmt: skip
+
+
+def overlapping(spec: Spec, draw: random.Random) -> None:
+    """Two tensors of one size on the same bytes, so that the file is too long, or is not."""
+    one, other = _any(spec, draw), _any(spec, draw)
+    one.offsets = [0, len(one.data)]
+    other.offsets = [0, len(other.data)]
+    if draw.random() < 0.5:
+        one.data = b""
 
 
 def odd_shape(spec: Spec, draw: random.Random) -> None:
@@ -180,33 +182,76 @@ def resized(spec: Spec, draw: random.Random) -> None:
     """Another shape with the data that belongs to it: a header without fault, a module that does not fit."""
     entry = _any(spec, draw)
     sizes = [0, 1, 2, 3, WIDTH, CROSS]
-    shape = draw.choice([[draw.choice(sizes) for _ in range(draw.randrange(5))], [0, RANK], [RANK, 0], []])
+    shape = draw.choice([
+        [draw.choice(sizes) for _ in range(draw.randrange(5))],
+        *([0, RANK], [RANK, 0], [], [1] * 70, [0, 1 << 62], [1 << 62, 0, 1 << 62], [WIDTH, RANK]),
+    ])  # fmt: skip
     new = tensor(draw, shape, draw.choice(["F32", "F16", "BF16"]))
     entry.dtype, entry.shape, entry.data = new.dtype, new.shape, new.data
 
 
+def ranks(spec: Spec, draw: random.Random) -> None:
+    """Another rank in one factor, or in all factors that have it, of any module."""
+    rank = draw.choice([0, 1, 3, 7, 20])
+    entries = [one for _, one in spec.entries if isinstance(one.shape, list) and RANK in one.shape]
+    if entries and draw.random() < 0.5:
+        entries = [draw.choice(entries)]
+    for entry in entries:
+        assert isinstance(entry.shape, list)
+        shape = [rank if size == RANK else size for size in entry.shape]
+        if all(isinstance(size, int) and size >= 0 for size in shape) and math.prod(shape) < POOL:
+            new = tensor(draw, shape, "F16")
+            entry.dtype, entry.shape, entry.data = new.dtype, new.shape, new.data
+
+
 def odd_dtype(spec: Spec, draw: random.Random) -> None:
-    _any(spec, draw).dtype = draw.choice([*ITEM, "F4", "f32", "", "NF4", None, 7, [], "U64", "C64"])
+    _any(spec, draw).dtype = draw.choice(
+        [*ITEM, "F4", "f32", "", "NF4", None, 7, [], "U64", "C64", "F8_E8M0"]
+    )
 
 
 def retyped(spec: Spec, draw: random.Random) -> None:
-    """Another dtype with the data that belongs to it."""
-    entry = _any(spec, draw)
-    if isinstance(entry.shape, list) and all(isinstance(size, int) and size < 99 for size in entry.shape):
-        new = tensor(draw, entry.shape, draw.choice(list(ITEM)))
-        entry.dtype, entry.data = new.dtype, new.data
+    """Another dtype with the data that belongs to it, of one tensor or of all."""
+    dtype = draw.choice(list(ITEM))
+    for entry in [_any(spec, draw)] if draw.random() < 0.5 else [one for _, one in spec.entries]:
+        shape = entry.shape
+        if isinstance(shape, list) and all(isinstance(size, int) and 0 <= size < 99 for size in shape):
+            new = tensor(draw, shape, dtype)
+            entry.dtype, entry.data = new.dtype, new.data
+
+
+VALUES = (math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-45, 0.0, 65504.0, 1e20)
 
 
 def odd_values(spec: Spec, draw: random.Random) -> None:
+    """One number, or all, of a tensor."""
     entry = _any(spec, draw)
-    kind = draw.randrange(4)
-    if kind == 0:
-        entry.data = bytes(draw.randrange(256) for _ in entry.data)
-    elif entry.dtype == "F32":
-        value = [math.nan, math.inf, 3e38][kind - 1]
-        entry.data = struct.pack("<f", value) * (len(entry.data) // 4)
+    code = {"F64": "d", "F32": "f", "F16": "e", "BF16": "f"}.get(str(entry.dtype))
+    if code is None or draw.random() < 0.2:
+        entry.data = draw.randbytes(len(entry.data))
+        return
+    value = draw.choice([one for one in VALUES if code != "e" or not 65504.0 < abs(one) < math.inf])
+    number = struct.pack(f"<{code}", value)[-ITEM[str(entry.dtype)] :]
+    count = len(entry.data) // len(number)
+    if draw.random() < 0.5 and count:
+        start = len(number) * draw.randrange(count)
+        entry.data = entry.data[:start] + number + entry.data[start + len(number) :]
     else:
-        entry.data = b"\xff\x7f" * (len(entry.data) // 2) + entry.data[: len(entry.data) % 2]
+        entry.data = number * count
+
+
+def odd_alpha(spec: Spec, draw: random.Random) -> None:
+    alphas = [number for number, (key, _) in enumerate(spec.entries) if key.endswith(".alpha")]
+    if not alphas:
+        return
+    number = draw.choice(alphas)
+    key, entry = spec.entries[number]
+    value = draw.choice([*VALUES, -1.0, 1e-30, -3.3, 257.0])
+    entry.dtype, entry.shape, entry.data = "F32", draw.choice([[], [1], [1, 1]]), struct.pack("<f", value)
+    if draw.random() < 0.3:
+        del spec.entries[number]
+    elif draw.random() < 0.1:
+        spec.entries = [(key, entry)]
 
 
 def dropped(spec: Spec, draw: random.Random) -> None:
@@ -219,6 +264,11 @@ def doubled(spec: Spec, draw: random.Random) -> None:
         spec.entries.insert(draw.randrange(len(spec.entries)), draw.choice(spec.entries))
 
 
+def shuffled(spec: Spec, draw: random.Random) -> None:
+    """No damage: the order of the keys is free."""
+    draw.shuffle(spec.entries)
+
+
 def renamed(spec: Spec, draw: random.Random) -> None:
     if not spec.entries:
         return
@@ -228,24 +278,48 @@ def renamed(spec: Spec, draw: random.Random) -> None:
         *(key + "x", key[1:], "", ".", "__metadata__", key.upper(), "\ud800", "a" * 5000, "\x00"),
         key.replace("lora_up", "lora_down"), key.replace(".alpha", ".diff"), "bundle_emb.x.string_to_param.*",
         key.replace("unet", "te"), key.replace("_0_", "_9_"), key.replace("weight", "bias"),
+        key.replace("0", "9" * 5000), key.replace("to_q", "to_k"), key.replace("lora_unet_", "lycoris_"),
+        key.replace("lora_A", "lora_A.x"), key.replace(".lora", ".lora.lora"), key.rpartition(".")[0],
     ])  # fmt: skip
     spec.entries[number] = (other, entry)
+
+
+EXTRA = (
+    *("scaled_fp8", "x.quant_state.bitsandbytes__nf4", "x.scale_weight", "x.qweight", "../../etc/passwd"),
+    *("lora_unet_x.oft_blocks", "lora_unet_x.on_input", "lora_unet_x.diff_b", "lora_unet_x.alpha", ".alpha"),
+    *("joint_blocks.0.x", "double_blocks.0.img_attn.x", "conditioner.embedders.0.x", "model_ema.decay"),
+    *("lora_te2_text_model_x.lora_up.weight", "lora_unet_x.w_norm", "x.lora_magnitude_vector", "lora_te_"),
+)
+
+
+def joined(spec: Spec, draw: random.Random) -> None:
+    """A tensor that belongs to another kind of file."""
+    new = tensor(draw, draw.choice([[], [1], [WIDTH], [WIDTH, WIDTH]]), draw.choice(["F32", "F16", "U8"]))
+    spec.entries.insert(draw.randint(0, len(spec.entries)), (draw.choice(EXTRA), new))
 
 
 def odd_metadata(spec: Spec, draw: random.Random) -> None:
     spec.metadata = draw.choice([
         {}, [], "text", 7, {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"ss_network_args": "{"},
         {"a": "x" * 100_000}, {"copier_recipe": "{"}, {"modelspec.architecture": "flux-1-dev/lora"},
-        {"ss_v2": "True"}, {"": ""},
+        {"ss_v2": "True"}, {"": ""}, {"copier_operation": "x"}, {"modelspec.prediction_type": "v"},
+        {"ss_base_model_version": "sdxl_base_v1-0"}, {"a": "\ud800"}, {"sshs_model_hash": "0"},
     ])  # fmt: skip
 
 
 def bad_bytes(spec: Spec, draw: random.Random) -> None:
-    spec.damage.append(draw.choice([_cut, _extended, _flipped, _flipped, _other_length, _other_file]))
+    kinds = (_cut, _cut, _extended, _flipped, _flipped, _other_length, _other_file, _nested)
+    spec.damage.append(draw.choice(kinds))
+
+
+def padded(spec: Spec, draw: random.Random) -> None:
+    """Spaces after the header's JSON, as other writers have; one in a thousand times as many as allowed."""
+    spec.spaces = draw.choice([1, 7, 5000]) if draw.random() < 0.999 else 99_990_000 + draw.randrange(15_000)
 
 
 def _cut(content: bytes, draw: random.Random) -> bytes:
-    return content[: draw.choice([0, 1, 7, 8, 9, len(content) - 1, draw.randrange(len(content) + 1)])]
+    ends = [0, 1, 7, 8, 9, len(content) - 1, draw.randrange(len(content) + 1)]
+    return content[: draw.choice([*ends, len(content) - draw.randrange(min(300, len(content) + 1))])]
 
 
 def _extended(content: bytes, draw: random.Random) -> bytes:
@@ -266,15 +340,21 @@ def _other_length(content: bytes, draw: random.Random) -> bytes:
 
 
 def _other_file(content: bytes, draw: random.Random) -> bytes:
-    return (
-        draw.choice(
-            [b"PK\x03\x04", b"\x80\x02}q\x00", b"GGUF", b"<!DOCTYPE html>", b"version https://git-lfs"]
-        )
-        + content
-    )
+    starts = [b"PK\x03\x04", b"\x80\x02}q\x00", b"GGUF", b"<!DOCTYPE html>", b"version https://git-lfs"]
+    return draw.choice(starts) + content
+
+
+def _nested(content: bytes, draw: random.Random) -> bytes:
+    """JSON that is deep, or long, or nothing that a header may be."""
+    text = draw.choice([
+        b"{" + b'"a":{' * 100_000, b'{"a":' + b"[" * 100_000, b'{"a":' + b"9" * 100_000 + b"}", b"{}", b"{",
+        b'{"__metadata__":{}}', b'{"a":[]}', b'{"a":1e999}', b"{\xff}", b'{"a":NaN}', b'{"a":"' + b"x" * 9999,
+    ])  # fmt: skip
+    return struct.pack("<Q", len(text)) + text + content[: draw.choice([0, 8])]
 
 
 MUTATIONS: tuple[Callable[[Spec, random.Random], None], ...] = (
-    *(odd_offsets, odd_shape, resized, resized, odd_dtype, retyped, odd_values, odd_values),
-    *(dropped, dropped, doubled, renamed, renamed, odd_metadata, bad_bytes),
+    *(odd_offsets, overlapping, odd_shape, resized, resized, ranks, ranks, odd_dtype, retyped, retyped),
+    *(odd_values, odd_values, odd_values, odd_alpha, odd_alpha, dropped, dropped, doubled, shuffled, renamed),
+    *(renamed, joined, odd_metadata, bad_bytes, bad_bytes, padded),
 )

@@ -140,17 +140,6 @@ def test_without_a_rank_each_module_keeps_the_largest_rank_of_the_inputs(files):
     assert report.ranks == {"text": (6, 6), "linear": (6, 6), "conv": (6, 6)}
 
 
-def test_combining_is_linear_in_the_weights(files):
-    a, b, out = (
-        files / "in" / "a.safetensors",
-        files / "in" / "b.safetensors",
-        files / "out" / "c.safetensors",
-    )
-    combine([(a, 0.5), (b, -2.0), (a, 0.25)], out, exact=True, dtype="fp32")
-    right = plus({k: 0.75 * v for k, v in dense(a).items()}, dense(b), -2.0)
-    assert error(dense(out), right) < 1e-5
-
-
 def test_the_report_names_inputs_by_digest_and_is_json(files):
     a, b, out = (
         files / "in" / "a.safetensors",
