@@ -1,7 +1,7 @@
-"""Runs tools of sd-scripts in a process of their own: `python sd_scripts_child.py JOB` (``sd_scripts.command``).
+"""Runs tools of sd-scripts, which need a process of their own: `python sd_scripts_child.py JOB`.
 
-Its LoRA tools import the whole of its training code, which imports packages that they never use: these are
-replaced by stand-ins where they are not installed.
+The JOB is what ``benchmarks.sd_scripts.command`` makes. The LoRA tools import all of the training code, and
+that imports packages which they never use: these are replaced by stand-ins where they are not installed.
 """
 
 from __future__ import annotations

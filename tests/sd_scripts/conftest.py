@@ -28,15 +28,9 @@ RunTools = Callable[..., None]
 WriteLora = Callable[..., LoraWeights]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.sd_scripts)
-
-
 @pytest.fixture(scope="session")
 def run_tools() -> RunTools:
-    """Runs tools of the checkout in one child process: ``run_tools(("resize_lora.py", "--model", ...), ...)``."""
+    """Runs tools of the checkout in one child process: ``run_tools(("resize_lora.py", "--model", ...))``."""
 
     def run(*tools: sd_scripts.Tool, widths: Widths = POCKET) -> None:
         folder, reason = sd_scripts.checkout()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,14 +10,21 @@ import pytest
 import torch
 
 from benchmarks.files import checkpoint_shapes, write_random_checkpoint
-from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
+from copier.algebra.delta import LowRankDelta
+from copier.algebra.lora import LoraWeights
+from copier.checkpoint.block_weights import block_weights
+from copier.checkpoint.blocks import block_of
+from copier.checkpoint.family import Family
+from copier.checkpoint.names import ModuleName, kohya_modules_text, kohya_modules_unet
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.shapes import REAL
+from copier.checkpoint.shapes import REAL, sd1_shapes
 from copier.diffusion.load import load_checkpoint
-from copier.ops.lora_file import read_lora
+from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge import merge
 from copier.ops.merge_modules import merge_into_modules
 from copier.pocket.checkpoint import checkpoint_path
+
+pytestmark = pytest.mark.sd_scripts
 
 MODULES = (*kohya_modules_text(), *kohya_modules_unet(conv=True))
 KEYS = [module.ldm for module in MODULES]
@@ -97,6 +105,44 @@ def test_a_merge_in_memory_is_that_of_base_weights_to_the_last_bit(dtype, loras,
         assert set(theirs.keys()) == set(ours)
         assert [key for key, tensor in ours.items() if not torch.equal(tensor, theirs.tensor(key))] == []
     assert sum(not torch.equal(tensor, before[key]) for key, tensor in ours.items()) == len(KEYS)
+
+
+def test_block_weights_act_on_sd_scripts_modules_except_those_a_short_list_leaves_out(run_tools, tmp_path):
+    """Such modules get 0 here, as in the extension that the lists come from, and 1 in sd-scripts."""
+    plain, shapes = tmp_path / "plain.safetensors", sd1_shapes(REAL)
+    deltas = {module.kohya: signs(module, shapes[module.ldm][2:]) for module in MODULES}
+    write_lora(plain, LoraWeights(deltas), {}, dtype="fp32")
+    lists = {count: [round(0.15 + 0.05 * number, 2) for number in range(count)] for count in (17, 26)}
+    run_tools(
+        *(
+            (
+                *("svd_merge_lora.py", "--models", plain, "--ratios", 1, "--new_rank", 1),
+                *("--lbws", list(weights), "--save_to", tmp_path / f"{count}.safetensors"),
+            )
+            for count, weights in lists.items()
+        )
+    )
+    for count, weights in lists.items():
+        ours = block_weights(",".join(map(str, weights)), Family.SD1)
+        theirs = read_lora(tmp_path / f"{count}.safetensors").weights
+        left_out = set()
+        for module in MODULES:
+            factor = theirs[module.kohya].frobenius() / deltas[module.kohya].frobenius()
+            if ours[block_of(module.ldm)] == 0.0:
+                assert factor == pytest.approx(1.0, rel=1e-5)
+                left_out.add(block_of(module.ldm))
+            else:
+                assert factor == pytest.approx(ours[block_of(module.ldm)], rel=1e-5)
+        assert len(left_out) == (0 if count == 26 else 8)
+
+
+def signs(module: ModuleName, kernel: Sequence[int]) -> LowRankDelta:
+    """Rank 1, all entries 0.01 or -0.01: the clamp of sd-scripts' svd_merge leaves such factors alone."""
+    numbers = torch.tensor([1.0, -1.0])
+    up, down = numbers.repeat(8)[:, None], 0.01 * numbers.repeat(8 * math.prod(kernel))[None]
+    if kernel:
+        up, down = up[:, :, None, None], down.reshape(1, 16, *kernel)
+    return LowRankDelta(up, down, 1.0)
 
 
 def _state(parts: Mapping[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
