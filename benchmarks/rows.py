@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measuring import COPIER, PYTHON, ROOT, TORCH, Failed, Series, copying, usage
+from benchmarks import sd_scripts
+from benchmarks.measuring import COPIER, PYTHON, TORCH, Failed, Series, copying, usage
 
 PAIRS = 3
 
@@ -49,30 +48,19 @@ class Skipped:
     reason: str
 
 
-def sd_scripts() -> tuple[Path | None, str]:
-    """The checkout of sd-scripts, or why there is none."""
-    named = os.environ.get("COPIER_SD_SCRIPTS")
-    folder = Path(named) if named else ROOT / "vendor" / "sd-scripts"
-    if (folder / "networks" / "svd_merge_lora.py").is_file():
-        return folder.resolve(), ""
-    return None, "not run: no checkout"
-
-
 def sd_scripts_ratio(ours: float, tool: str, arguments: Sequence[str | Path], out: Path) -> str:
-    """Seconds of one run of sd-scripts' ``tool`` (without torch's import), as a multiple of ``ours``."""
-    folder, reason = sd_scripts()
+    """What one run of sd-scripts' ``tool`` takes (over torch's import): seconds as a multiple of ``ours``."""
+    folder, reason = sd_scripts.checkout()
     if folder is None:
-        return reason
-    python = os.environ.get("COPIER_SD_SCRIPTS_PYTHON", sys.executable)
-    environment = ("env", f"PYTHONPATH={folder}")
+        return f"not run: {reason}"
+    run = sd_scripts.command(folder, (tool, *arguments, "--save_to", out))
     try:
-        theirs = usage(
-            (*environment, python, folder / "networks" / tool, *arguments, "--save_to", out), fresh=out
-        )
-        import_alone = usage((python, "-c", "import torch"))
+        theirs = usage(run, fresh=out)
+        bare = usage((run[0], "-c", "import torch"))
     except Failed as error:
         return f"failed: {error}"
-    return f"{(theirs.wall - import_alone.wall) / ours:.0f} x"
+    wall, cpu, rss = theirs.wall - bare.wall, theirs.cpu - bare.cpu, theirs.rss - bare.rss
+    return f"{wall / ours:.0f} x ({wall:.0f} s, {cpu:.0f} CPU-s, {rss / 1e6:.0f} MB)"
 
 
 def measured(

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import sd_scripts
+
 # Before anything imports torch or huggingface_hub, and inherited by the child processes of the tests. More
 # threads than cores, or two processes that each take all cores, make these small models many times slower.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
@@ -39,8 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in HOST_FOLDERS:
             item.add_marker(pytest.mark.host)
-        if item.get_closest_marker("sd_scripts") and not os.environ.get("COPIER_TEST_SD_SCRIPTS"):
-            item.add_marker(pytest.mark.skip(reason="runs sd-scripts: set COPIER_TEST_SD_SCRIPTS=1"))
+        if item.get_closest_marker("sd_scripts"):
+            folder, reason = sd_scripts.checkout()
+            if folder is None:
+                item.add_marker(pytest.mark.skip(reason=f"{reason}: name one with COPIER_SD_SCRIPTS=folder"))
         if item.get_closest_marker("webui") and not os.environ.get("COPIER_TEST_WEBUI"):
             item.add_marker(pytest.mark.skip(reason="drives a WebUI: set COPIER_TEST_WEBUI to its address"))
         if item.get_closest_marker("gpu") and not _cuda():
