@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 4 * 1024 * 1024
 _HEX_DIGITS = 64
+_WAIT = 0.1
+"""Seconds between two looks at whether a wait was given up."""
 
 
 def json_digest(value: Any) -> str:
@@ -57,13 +59,13 @@ class DigestMemory:
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 self._read(line)
 
-    def digest(self, path: str | os.PathLike[str]) -> str:
+    def digest(self, path: str | os.PathLike[str], *, cancel: CancelToken | None = None) -> str:
         """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
         known = self.known(path)
         if known is not None:
             return known
         status = os.stat(path)
-        found = file_digest(path)
+        found = file_digest(path, cancel=cancel)
         self.remember(path, status, found)
         return found
 
@@ -130,9 +132,13 @@ class DigestsAhead:
                 if one.exception() is None and self._memory.known(name) is None:
                     self._memory.remember(name, *one.result())
 
-    def digest(self, path: str | os.PathLike[str]) -> str:
+    def digest(self, path: str | os.PathLike[str], *, cancel: CancelToken | None = None) -> str:
         """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
-        return self._found[os.fspath(path)].result()[1]
+        found = self._found[os.fspath(path)]
+        while wait([found], timeout=_WAIT).not_done:
+            if cancel is not None:
+                cancel.check()
+        return found.result()[1]
 
     def _digest(self, path: str) -> tuple[os.stat_result, str]:
         status = os.stat(path)

@@ -65,9 +65,9 @@ class Sum:
         return sum(up.shape[1] for up, _, _ in self.terms)
 
     @property
-    def has_huge_factor(self) -> bool:
-        """Is one of the c_i beyond float32?"""
-        return any(abs(c) > torch.finfo(torch.float32).max for _, _, c in self.terms)
+    def wants_float64(self) -> bool:
+        """Do small singular values count, or is one of the c_i beyond float32?"""
+        return self.every_value or any(abs(c) > torch.finfo(torch.float32).max for _, _, c in self.terms)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def approximate(sums: Sequence[Sum], *, threads: int = 1) -> list[Approximation]
                 for index, one in enumerate(sums)
                 if index not in done
                 and one.rank <= min(one.shape)
-                and not (dtype == torch.float32 and (one.every_value or one.has_huge_factor or not exact_products))
+                and (dtype == torch.float64 or (exact_products and not one.wants_float64))
             ]
             batches = _batches(left, sums)
             results = pool.map(lambda batch, dtype=dtype: _by_gram([sums[i] for i in batch], dtype), batches)

@@ -18,11 +18,20 @@ BLOCK_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """ratio * delta, added to the rows of a weight from ``first_row`` on (fused q, k, v have several)."""
+    """ratio * delta, added to the rows of a weight from ``first_row`` on (fused q, k, v have several).
 
-    delta: Delta
+    ``delta`` is a product of two factors, of which rows can be multiplied out by themselves; of other
+    kinds the matrix (out, in * height * width) that ``matrix_of`` gives.
+    """
+
+    delta: LowRankDelta | torch.Tensor
     ratio: float
     first_row: int = 0
+
+
+def matrix_of(delta: Delta) -> LowRankDelta | torch.Tensor:
+    """What a ``Change`` takes of a delta: multiplied out, unless it is a product of two factors."""
+    return delta if isinstance(delta, LowRankDelta) else delta.dense().flatten(1)
 
 
 def block_rows(columns: int) -> int:
@@ -48,6 +57,8 @@ def add_changes(
 ) -> None:
     """out = weight + the sum of ratio * delta over ``changes``, in float32, cast once to out's dtype.
 
+    (In float64 where the weight is float64.)
+
     ``weight`` and ``out`` are (rows, ...) of one shape; they may be one tensor. Where they are only a
     part of the weight, ``first_row``, a multiple of ``block_rows``, says where it begins. Axes of size 1
     at a delta's end count for nothing: a 1x1 convolution may be stored as linear.
@@ -60,36 +71,27 @@ def add_changes(
     rows = weight.shape[0]
     source, target = weight.reshape(rows, -1), out.view(rows, -1)
     step = block_rows(source.shape[1])
-    dense = [_dense(change) for change in changes]
+    precision = torch.float64 if source.dtype == torch.float64 else torch.float32
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        total = source[start:stop].to(torch.float32, copy=True)
-        for change, whole in zip(changes, dense, strict=True):
-            _add(total, change, whole, first_row + start)
+        total = source[start:stop].to(precision, copy=True)
+        for change in changes:
+            _add(total, change, first_row + start)
         target[start:stop] = cast(total, out.dtype, name, source=source[start:stop])
 
 
-def _add(total: torch.Tensor, change: Change, whole: torch.Tensor | None, first_row: int) -> None:
+def _add(total: torch.Tensor, change: Change, first_row: int) -> None:
     """Add the rows of the change that ``total``, which begins at ``first_row`` of the weight, has."""
     begin = max(first_row, change.first_row)
     end = min(first_row + total.shape[0], change.first_row + change.delta.shape[0])
     if begin >= end:
         return
     rows = slice(begin - change.first_row, end - change.first_row)
-    if whole is not None:
-        part = whole[rows]
-    else:
-        delta = change.delta
-        assert isinstance(delta, LowRankDelta)
-        part = delta.up_matrix[rows] @ delta.down_matrix
-        for factor in (change.ratio, delta.scale):
+    if isinstance(change.delta, LowRankDelta):
+        part = change.delta.up_matrix[rows] @ change.delta.down_matrix
+        for factor in (change.ratio, change.delta.scale):
             if factor != 1.0:
                 part *= factor
+    else:
+        part = change.delta[rows] * change.ratio
     total[begin - first_row : end - first_row] += part
-
-
-def _dense(change: Change) -> torch.Tensor | None:
-    """ratio * delta as a matrix, where it has no rows to be multiplied out by themselves."""
-    if isinstance(change.delta, LowRankDelta):
-        return None
-    return change.delta.dense(change.ratio).flatten(1)

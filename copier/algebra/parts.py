@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -20,8 +20,11 @@ _KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
 """Name, parts that a module of the kind must have, and that it may have; alpha may always be there."""
 
 MOST_AXES = 4
-MOST_ELEMENTS = 1 << 30
-"""Of one change; the largest weight of the families known here, T5's embedding, has 132 million."""
+_CORES = {"mid": "down", "hada_t1": "hada_w1_b", "hada_t2": "hada_w2_b", "lokr_t2": "lokr_w2_b"}
+"""What a core of a Tucker decomposition is multiplied with first."""
+MOST_ELEMENTS = 1 << 28
+"""Of one change, and of what is multiplied on the way; the largest weight of the families known here, T5's
+embedding, has 132 million."""
 
 
 def delta_from_parts(parts: Mapping[str, torch.Tensor]) -> Delta:
@@ -44,13 +47,21 @@ def delta_from_parts(parts: Mapping[str, torch.Tensor]) -> Delta:
             "and none can be read from the file alone. Merge it into its checkpoint with the tool that "
             "trained it, then extract the difference of the two checkpoints"
         )
+    for name, other in _CORES.items():
+        if name in parts and other in parts and parts[name].ndim == 4:
+            first, _, height, width = parts[name].shape
+            _check_size((first, *parts[other].shape[1:2], height, width))
     delta = _delta(parts)
-    if math.prod(delta.shape) > MOST_ELEMENTS:
+    _check_size(delta.shape)
+    return delta
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    if math.prod(shape) > MOST_ELEMENTS:
         raise BadInput(
-            f"its change has the shape {list(delta.shape)}: more than {MOST_ELEMENTS:,} elements, which no "
+            f"it makes a product of the shape {list(shape)}: more than {MOST_ELEMENTS:,} elements, which no "
             "weight has: the file is damaged"
         )
-    return delta
 
 
 def _delta(parts: Mapping[str, torch.Tensor]) -> Delta:

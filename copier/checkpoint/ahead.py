@@ -22,8 +22,9 @@ class Buffers:
 
     def __init__(self, count: int, size: int) -> None:
         self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-        for _ in range(count):
-            self._free.put(torch.empty(size, dtype=torch.uint8))
+        with torch.inference_mode(False):  # a host's, which the stages' threads do not share
+            for _ in range(count):
+                self._free.put(torch.empty(size, dtype=torch.uint8))
 
     def take(self) -> torch.Tensor:
         """One that nobody uses; waits for it. Raises ``Closed`` once they are closed."""

@@ -23,14 +23,19 @@ VECTORS: Mapping[Family, tuple[tuple[str, ...], ...]] = MappingProxyType({
     Family.SD1: (_ATTENTION_SD1, _FULL_SD1),
     Family.SD2: (_ATTENTION_SD1, _FULL_SD1),
     Family.SDXL: (_ATTENTION_SDXL, _FULL_SDXL),
-    Family.FLUX: (("BASE", *_range("DB", 0, 18), *_range("SB", 0, 37)),),
-    Family.SD3: (("BASE", *_range("JB", 0, 23)), ("BASE", *_range("JB", 0, 37))),
 })  # fmt: skip
 """The blocks that a list of so many numbers means: of SD1 and SD2 17 or 26, of SDXL 12 or 20.
 
 The short ones name the blocks with attention, which is where a LoRA without convolutions acts.
 Source: hako-mikan/sd-webui-lora-block-weight, whose vectors users exchange.
 """
+
+NAMES: Mapping[Family, tuple[str, ...]] = MappingProxyType({
+    **{family: vectors[-1] for family, vectors in VECTORS.items()},
+    Family.FLUX: ("BASE", *_range("DB", 0, 18), *_range("SB", 0, 37)),
+    Family.SD3: ("BASE", *_range("JB", 0, 37)),
+})  # fmt: skip
+"""The blocks of each family; besides them all have "OTHER"."""
 
 LARGEST = 100.0
 
@@ -43,15 +48,19 @@ def block_weights(text: str, family: Family) -> Mapping[str, float]:
     mentioned keep 1.
 
     Raises:
-        BadInput: a list of a length that the family does not have, or a weight that is no number
-            between -100 and 100.
+        BadInput: a list of a length that the family does not have, a block named twice, or a weight that
+            is no number between -100 and 100.
         UnknownName: a block that the family does not have.
     """
     vectors = VECTORS.get(family, ())
     parts = [part.strip() for part in text.split(",")]
     if any("=" in part for part in parts):
-        known = {*(name for vector in vectors for name in vector), "OTHER"}
-        return MappingProxyType(dict(_named(part, known) for part in parts))
+        known = {*NAMES.get(family, ()), "OTHER"}
+        pairs = [_named(part, known) for part in parts]
+        twice = next((name for name, _ in pairs if sum(name == one for one, _ in pairs) > 1), None)
+        if twice is not None:
+            raise BadInput(f"the block {twice} has two weights in {text!r}: give it one")
+        return MappingProxyType(dict(pairs))
     vector = next((one for one in vectors if len(one) == len(parts)), None)
     if vector is None:
         lengths = " or ".join(str(len(one)) for one in vectors) or "no list at all"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from copier.checkpoint.family import Family, Kind, detect
+from copier.checkpoint.family import Family, Identity, Kind, detect
 from copier.checkpoint.header import Header
 from copier.checkpoint.targets import Target, module_targets
 from copier.errors import BadInput
@@ -47,21 +47,30 @@ def require_modules_fit(
     return MappingProxyType(targets)
 
 
+def require_single_file(checkpoint: Header, what: str) -> Identity:
+    """What the checkpoint is; raises BadInput, which calls it ``what``, unless its weights can be used.
+
+    It is no checkpoint, or one in diffusers' layout, or quantised.
+    """
+    ours = detect(checkpoint)
+    if ours.kind is not Kind.CHECKPOINT:
+        raise BadInput(f"{what} is none (it is: {ours.kind.value})")
+    if ours.layout == "diffusers":
+        raise BadInput(
+            f"{what} has diffusers' layout, where a folder of files makes a model: use the model's single "
+            ".safetensors file"
+        )
+    if quantised := ours.details.get("quantised"):
+        raise BadInput(f"{what} is quantised with {quantised}")
+    return ours
+
+
 def require_same_family(lora_family: Family, checkpoint: Header) -> None:
     """Raise BadInput unless a LoRA of that family can be merged into the checkpoint.
 
     It is no checkpoint, or one in diffusers' layout, or quantised, or of another family.
     """
-    ours = detect(checkpoint)
-    if ours.kind is not Kind.CHECKPOINT:
-        raise BadInput(f"the file given as checkpoint is none (it is: {ours.kind.value})")
-    if ours.layout == "diffusers":
-        raise BadInput(
-            "the checkpoint has diffusers' layout, where a folder of files makes a model: use the "
-            "model's single .safetensors file"
-        )
-    if quantised := ours.details.get("quantised"):
-        raise BadInput(f"the checkpoint is quantised with {quantised}")
+    ours = require_single_file(checkpoint, "the file given as checkpoint")
     if lora_family is not ours.family and Family.UNKNOWN not in (lora_family, ours.family):
         raise BadInput(
             f"the LoRA is for {lora_family.name}, the checkpoint is {ours.family.name}: "

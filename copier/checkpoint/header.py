@@ -44,6 +44,9 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 )
 """Bytes of one element of each known dtype, by its name in the header."""
 
+FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+"""The dtypes of weights, among the known ones."""
+
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library; SD 1.5's header has 125,000 bytes."""
 

@@ -23,7 +23,10 @@ _UNET = re.compile(
 )
 _MAKERS = re.compile(r"diffusion_model\.|(?=(double_blocks|single_blocks|joint_blocks)\.)")
 """FLUX and SD3 as their makers name the modules: kohya's names are these with "_" for "."."""
-_DIFFUSERS = re.compile(r"(?=(single_)?transformer_blocks\.)")
+_DIFFUSERS = re.compile(
+    r"(single_)?transformer_blocks\.|(x_embedder|context_embedder|proj_out)$|(time_text_embed|pos_embed|norm_out)\."
+)
+_UNET_ENDS = re.compile(r"(conv_in|conv_out)$|(time_embedding|add_embedding)\.")
 _TEXT_PROJECTIONS = re.compile(r"self_attn\.to_(q|k|v|out)$")
 _OLD_OUT = re.compile(r"\.to_out$")
 
@@ -42,9 +45,11 @@ def canonical_name(module: str, family: Family) -> str:
         return f"transformer.{path}" if _DIFFUSERS.match(path) else path
     if path.startswith("text_encoder_2."):
         return _kohya("lora_te2_", _text_path(path.removeprefix("text_encoder_2.")))
-    if path.startswith("text_encoder."):
+    if path.startswith(("text_encoder.", "text_model.")):
         prefix = "lora_te1_" if family is Family.SDXL else "lora_te_"
         return _kohya(prefix, _text_path(path.removeprefix("text_encoder.")))
+    if _UNET_ENDS.match(path):
+        return _kohya("lora_unet_", path)
     if match := _UNET.match(path):
         inner = path[match.end() :].replace(".processor.", ".")
         return _kohya("lora_unet_", _OLD_OUT.sub(".to_out.0", inner))

@@ -109,7 +109,12 @@ class TensorReader:
         self._file.seek(self.header.data_start + start)
         done = 0
         while done < len(view):
-            count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            try:
+                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            except OSError as error:
+                raise BadCheckpoint(
+                    f"{self.path.name!r} cannot be read ({error.strerror}): check the disk, or copy it again"
+                ) from error
             if not count:
                 raise BadCheckpoint(
                     f"{self.path.name!r} ended early while it was read: something else changed it"

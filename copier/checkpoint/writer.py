@@ -197,7 +197,13 @@ class TensorWriter:
         if dict(written.tensors) != self._infos or dict(written.metadata) != self._metadata:
             raise BadInput(f"{self.path.name!r} reads back differently from what was written: check the disk")
         _refuse_existing(self.path, overwrite=self._overwrite)
-        move_into_place(self._file, self._temporary, self.path)
+        try:
+            move_into_place(self._file, self._temporary, self.path)
+        except OSError as error:
+            raise BadInput(
+                f"{self.path.name!r} cannot be put in place ({error.strerror}): close what has it open, or "
+                "choose another name"
+            ) from error
         self._file.close()
         _sync_folder(self.path.parent)
         log.debug("wrote %s, %s", self.path.name, _megabytes(self._size))

@@ -118,6 +118,8 @@ def _combine(
     started = time.perf_counter()
     if exact and (rank is not None or conv_rank is not None):
         raise BadInput("an exact combination has no rank of its own: give a rank or exact, not both")
+    if not loras:
+        raise BadInput("there is no LoRA to combine: give at least one")
     refuse_own_input(out, [path for path, _ in loras])
     check_weights(loras)
     with one_thread_each() as threads, described_inputs(loras, digest) as inputs:

@@ -22,8 +22,9 @@ class Differences:
     """
 
     def __init__(self, tuned: str | os.PathLike[str], base: str | os.PathLike[str], largest: int) -> None:
-        self._difference = torch.empty(largest, dtype=torch.float32)
-        self._scratch = torch.empty(PIECE, dtype=torch.float32)
+        with torch.inference_mode(False):  # a host's, which other threads do not share
+            self._difference = torch.empty(largest, dtype=torch.float32)
+            self._scratch = torch.empty(PIECE, dtype=torch.float32)
         with contextlib.ExitStack() as files:
             self._tuned = files.enter_context(TensorReader(tuned))
             self._base = files.enter_context(TensorReader(base))

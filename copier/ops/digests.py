@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from copier.ops.report import Digest, InputFile
+from copier.progress import CancelToken
+
+_STEP = 0.1
+"""Seconds between two looks at whether the user stopped the operation."""
 
 
 @contextmanager
 def described_inputs(
-    files: Sequence[tuple[str | os.PathLike[str], float]], digest: Digest
+    files: Sequence[tuple[str | os.PathLike[str], float]],
+    digest: Digest,
+    cancel: CancelToken | None = None,
 ) -> Iterator[Callable[[], tuple[InputFile, ...]]]:
     """Hash ``files``, each with its ratio, in threads; what is yielded waits for that, and names them.
 
-    ``hashlib`` releases the GIL, so on a second core this takes no time. Errors of ``digest`` come
-    out of the function that is yielded; where something else fails first, nothing waits for them.
+    ``hashlib`` releases the GIL, so on a second core this takes no time. Errors of ``digest``, and
+    ``Cancelled``, come out of the function that is yielded; where the block ends, hashing ends too.
     """
-    threads = ThreadPoolExecutor(len(files), thread_name_prefix="digest")
-    hashes = [threads.submit(digest, path) for path, _ in files]
+    given_up = CancelToken()
+    with ThreadPoolExecutor(max(1, len(files)), thread_name_prefix="digest") as threads:
+        hashes = [threads.submit(digest, path, cancel=given_up) for path, _ in files]
 
-    def described() -> tuple[InputFile, ...]:
-        return tuple(
-            InputFile(str(path), found.result(), ratio)
-            for (path, ratio), found in zip(files, hashes, strict=True)
-        )
+        def described() -> tuple[InputFile, ...]:
+            while wait(hashes, timeout=_STEP).not_done:
+                if cancel is not None:
+                    cancel.check()
+            return tuple(
+                InputFile(str(path), found.result(), ratio)
+                for (path, ratio), found in zip(files, hashes, strict=True)
+            )
 
-    try:
-        yield described
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        try:
+            yield described
+        finally:
+            given_up.cancel()

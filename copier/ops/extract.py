@@ -11,31 +11,30 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.algebra.randomised import Approximation, approximate, squared_norm
 from copier.algebra.truncation import RankRule
 from copier.checkpoint.dtypes import chosen_dtype
-from copier.checkpoint.family import Family, Kind, detect
-from copier.checkpoint.header import Header, TensorInfo, read_header
+from copier.checkpoint.family import Family
+from copier.checkpoint.fit import require_single_file
+from copier.checkpoint.header import FLOATS, Header, TensorInfo, read_header
 from copier.checkpoint.targets import Target, written_names
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.differences import Differences
 from copier.ops.digests import described_inputs
-from copier.ops.lora_file import network_metadata, write_lora
+from copier.ops.lora_file import network_metadata, says_velocity, write_lora
 from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
+from copier.ops.threads import one_thread_each
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
-_FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 _DIFFERENCES = 256 << 20
 """Bytes of all differences that are in memory at a time, if they are more than one."""
 _CONV_PART = re.compile(r"\.(in_layers|out_layers|emb_layers|skip_connection|op|conv)\.")
@@ -141,15 +140,13 @@ def extract(
     headers = Path(tuned), read_header(tuned), Path(base), read_header(base)
     family = _common_family(*headers)
     plan = _plan(headers[1], headers[3], rule, conv_rule)
-    with described_inputs([(tuned, 1.0), (base, 1.0)], digest) as inputs_when_known:
+    with described_inputs([(tuned, 1.0), (base, 1.0)], digest, cancel) as inputs_when_known:
         outcomes = _all_compared(tuned, base, plan, device, threads, observer, cancel)
         modules = {name: one for outcome in outcomes for name, one in outcome.modules.items()}
         unchanged = sum(outcome.unchanged for outcome in outcomes)
         left_out = (*plan.left_out, *(one.left_out for one in outcomes if one.left_out is not None))
         if not modules:
             raise BadInput(_nothing(unchanged, left_out))
-        if cancel is not None:
-            cancel.check()
         inputs = inputs_when_known()
     weights = LoraWeights({name: one.delta for name, one in modules.items()})
     norm = math.hypot(*(one.norm for one in modules.values()))
@@ -162,7 +159,9 @@ def extract(
         "bound": max(bounds.values()),
     }
     described = {
-        **network_metadata(weights, name=Path(out).stem, family=family),
+        **network_metadata(
+            weights, name=Path(out).stem, family=family, velocity=says_velocity(headers[3].metadata)
+        ),
         **_about_the_base(inputs[1]),
         "copier_operation": json.dumps(what, sort_keys=True),
         **(metadata or {}),
@@ -184,20 +183,14 @@ def extract(
 
 
 def _common_family(tuned: Path, theirs: Header, base: Path, ours: Header) -> Family:
-    identities = []
-    for path, header in ((tuned, theirs), (base, ours)):
-        identity = detect(header)
-        if identity.kind is not Kind.CHECKPOINT:
-            raise BadInput(f"{path.name!r} is no checkpoint (it is: {identity.kind.value})")
-        if "quantised" in identity.details:
-            raise BadInput(f"{path.name!r} is quantised with {identity.details['quantised']}")
-        identities.append(identity)
-    if identities[0].family is not identities[1].family:
+    one = require_single_file(theirs, f"the checkpoint {tuned.name!r}")
+    other = require_single_file(ours, f"the checkpoint {base.name!r}")
+    if one.family is not other.family:
         raise BadInput(
-            f"{tuned.name!r} is {identities[0].family.name}, {base.name!r} is {identities[1].family.name}: "
-            "use two checkpoints of one family"
+            f"{tuned.name!r} is {one.family.name}, {base.name!r} is {other.family.name}: use two checkpoints "
+            "of one family"
         )
-    return identities[0].family
+    return one.family
 
 
 @dataclass(frozen=True)
@@ -258,7 +251,7 @@ def _task(
     rule: RankRule,
     conv_rule: RankRule | None,
 ) -> _Task:
-    weights = tuned.dtype in _FLOATS and base.dtype in _FLOATS and len(base.shape) in (2, 4)
+    weights = tuned.dtype in FLOATS and base.dtype in FLOATS and len(base.shape) in (2, 4)
     if not targets or not weights or 0 in base.shape:
         return _Task(key, base.shape, (), Why.NO_LORA)
     if conv_rule is None and _CONV_PART.search(key):
@@ -303,8 +296,20 @@ def _all_compared(
     cancel: CancelToken | None,
 ) -> list[_Outcome]:
     """Every task's outcome, in order."""
-    threads = threads or torch.get_num_threads()
-    workers = 1 if device != "cpu" else max(1, min(threads, _DIFFERENCES // max(1, 4 * plan.largest)))
+    with one_thread_each() as cores:
+        workers = 1 if device != "cpu" else min(threads or cores, _DIFFERENCES // max(1, 4 * plan.largest))
+        return _side_by_side(tuned, base, plan, device, max(1, workers), observer, cancel)
+
+
+def _side_by_side(
+    tuned: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    plan: _Plan,
+    device: str,
+    workers: int,
+    observer: Observer,
+    cancel: CancelToken | None,
+) -> list[_Outcome]:
     idle = [_Worker(tuned, base, plan.largest, device) for _ in range(workers)]
 
     def work(task: _Task) -> _Outcome:
@@ -318,7 +323,7 @@ def _all_compared(
     with contextlib.ExitStack() as stack:
         for worker in idle:
             stack.enter_context(worker.differences)
-        pool = stack.enter_context(_pool(workers, threads // workers))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
         running = [pool.submit(work, task) for task in plan.tasks]
         stack.callback(_cancel_all, running)
         for number, one in enumerate(running, start=1):
@@ -332,22 +337,6 @@ def _all_compared(
 def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
     for one in running:
         one.cancel()
-
-
-@contextlib.contextmanager
-def _pool(workers: int, threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Workers in each of which torch uses so many threads.
-
-    One each is best: many modules are small, and teams of threads on cores that are busy with hashing wait
-    for each other.
-    """
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-            yield pool
-    finally:
-        # Each thread has a number of its own; this is for those that start later.
-        torch.set_num_threads(before)
 
 
 class _Worker:

@@ -180,7 +180,7 @@ def derived_metadata(
         weights,
         name=Path(out).stem,
         family=common_family(sources),
-        velocity=any(map(_says_velocity, sources)),
+        velocity=any(says_velocity(source.metadata) for source in sources),
     )
     return {
         **described,
@@ -201,9 +201,10 @@ def common_family(sources: Sequence[LoraFile]) -> Family:
     return next(iter(known), Family.UNKNOWN)
 
 
-def _says_velocity(source: LoraFile) -> bool:
-    version = source.metadata.get("ss_base_model_version", "")
-    return version in ("sd_v1_v", "sd_v2_v") or source.metadata.get("modelspec.prediction_type") == "v"
+def says_velocity(metadata: Mapping[str, str]) -> bool:
+    """Does a file's metadata say that its base predicts v?"""
+    version = metadata.get("ss_base_model_version", "")
+    return version in ("sd_v1_v", "sd_v2_v") or metadata.get("modelspec.prediction_type") == "v"
 
 
 def aligned(sources: Sequence[LoraFile]) -> list[LoraFile]:

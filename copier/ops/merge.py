@@ -9,17 +9,18 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from copier.algebra.merging import Change, add_changes, block_rows
+from copier.algebra.merging import Change, add_changes, block_rows, matrix_of
 from copier.checkpoint.ahead import Buffers, in_thread
 from copier.checkpoint.block_weights import block_weights
-from copier.checkpoint.blocks import block_of
+from copier.checkpoint.blocks import TEXT_PREFIXES, block_of, block_of_module
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
 from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
-from copier.checkpoint.header import ITEM_BYTES, TensorInfo
+from copier.checkpoint.header import FLOATS, ITEM_BYTES, Header, TensorInfo
 from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.targets import Target
 from copier.checkpoint.writer import TensorWriter
@@ -44,7 +45,6 @@ PART_BYTES = 16 << 20
 BUFFERS = 3
 """Parts that may be in memory between reading and computing, and between computing and writing."""
 
-_FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 _UNKNOWN_DIGEST = "0" * 64
 
 
@@ -56,6 +56,22 @@ class _Addition:
     module: str
     ratio: float
     target: Target
+
+
+@dataclass(frozen=True)
+class MergeReport(OperationReport):
+    """What was merged.
+
+    ``left_out`` are names and shapes of modules for text encoders, where the file has none: those of FLUX,
+    SD3 and of a U-Net alone are files of their own.
+    """
+
+    left_out: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as an object that ``json.dumps`` takes."""
+        left_out = [{"module": name, "shape": list(shape)} for name, shape in self.left_out]
+        return {**super().to_json(), "left_out": left_out}
 
 
 def merge(
@@ -71,10 +87,11 @@ def merge(
     digest: Digest = file_digest,
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
-) -> OperationReport:
+) -> MergeReport:
     """Write the checkpoint with the sum of weight * LoRA added to its weights.
 
-    Some parts of 16 MB and one module of each LoRA are in memory at a time. Tensors that no
+    Some parts of 16 MB and one module of each LoRA are in memory at a time; a module that is no product of
+    two factors is multiplied out. Tensors that no
     LoRA changes are copied byte for byte (with ``dtype`` fp16, bf16 or fp32 instead of "keep", all
     floating tensors are cast); the others are computed in float32 on ``device`` and cast once. A
     LoRA of weight 0 changes nothing. ``blocks`` has one text for all LoRAs or one for each, as
@@ -96,9 +113,10 @@ def merge(
         stack.enter_context(one_thread_each())
         reader = stack.enter_context(TensorReader(checkpoint))
         opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
+        left_out = tuple(one for lora, _ in opened for one in _without_encoder(lora, reader.header).items())
         additions = _additions(reader, opened, blocks)
         everything = [(checkpoint, 1.0), *loras]
-        hashes = stack.enter_context(described_inputs(everything, digest))
+        hashes = stack.enter_context(described_inputs(everything, digest, cancel))
         # What is written first must be as long as what is known in the end.
         files = tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in everything)
         plan = _plan(reader, dtype)
@@ -108,7 +126,7 @@ def merge(
             writer.restate(_metadata(reader, files, metadata))
         merged = [one for several in additions.values() for one in several]
         ranks = rank_ranges((one.module, one.lora.outlines[one.module]) for one in merged)
-    return OperationReport(
+    return MergeReport(
         operation="merge",
         inputs=files,
         output=str(out),
@@ -116,6 +134,7 @@ def merge(
         ranks=ranks,
         residual=0.0,
         seconds=time.perf_counter() - started,
+        left_out=left_out,
     )
 
 
@@ -147,15 +166,33 @@ def _additions(
         scales *= len(loras)
     additions: dict[str, list[_Addition]] = {}
     for (lora, weight), scale in zip(loras, scales, strict=True):
-        targets = require_modules_fit(lora.shapes, lora.family, reader.header)
+        nowhere = _without_encoder(lora, reader.header)
+        shapes = {name: shape for name, shape in lora.shapes.items() if name not in nowhere}
+        if nowhere and not shapes:
+            raise BadInput(
+                f"{lora.path.name!r} changes text encoders only, and {reader.path.name!r} has none: merge it "
+                "into a checkpoint with its text encoders"
+            )
+        targets = require_modules_fit(shapes, lora.family, reader.header)
         for module, target in targets.items():
             ratio = weight * scale.get(block_of(target.key), 1.0)
             if ratio != 0.0:
                 additions.setdefault(target.key, []).append(_Addition(lora, module, ratio, target))
-    whole = [key for key in additions if reader.info(key).dtype not in _FLOATS]
+    whole = [key for key in additions if reader.info(key).dtype not in FLOATS]
     if whole:
-        raise BadInput(f"{whole[0]!r} is {reader.info(whole[0]).dtype}: no LoRA can be added to it")
+        raise BadInput(
+            f"{len(whole)} weights that the LoRA changes are integers ({whole[0]!r} is "
+            f"{reader.info(whole[0]).dtype}): use the fp16 or bf16 file of the model"
+        )
     return additions
+
+
+def _without_encoder(lora: LoraReader, checkpoint: Header) -> dict[str, tuple[int, ...]]:
+    """The LoRA's modules for text encoders, if the checkpoint has no text encoder at all."""
+    if any(key.startswith(TEXT_PREFIXES) for key in checkpoint.tensors):
+        return {}
+    family = detect(checkpoint).family
+    return {name: shape for name, shape in lora.shapes.items() if block_of_module(name, family) == "BASE"}
 
 
 def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -164,7 +201,7 @@ def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, .
     chosen = dtype_name(chosen_dtype(dtype))
 
     def new(info: TensorInfo) -> str:
-        return chosen if info.dtype in _FLOATS else info.dtype
+        return chosen if info.dtype in FLOATS else info.dtype
 
     plan = {key: (new(info), info.shape) for key, info in reader.header.tensors.items()}
     # Wide dtypes first, so that every tensor starts at a multiple of its item size.
@@ -197,9 +234,10 @@ class _Merger:
         self._reader, self._additions, self._device = reader, additions, device
         self._dtypes = {key: name for key, (name, _) in plan.items()}
         self._spans = {key: self._cut(key) for key in plan}
-        largest = max((end - start for cuts in self._spans.values() for start, end in cuts), default=0)
-        growth = max((self._growth(key) for key in plan), default=1)
-        self._read, self._computed = Buffers(BUFFERS, largest), Buffers(BUFFERS, largest * growth)
+        read = [max((end - start for start, end in cuts), default=0) for cuts in self._spans.values()]
+        computed = [size * self._growth(key) for key, size in zip(self._spans, read, strict=True)]
+        self._read = Buffers(BUFFERS, max(read, default=0))
+        self._computed = Buffers(BUFFERS, max(computed, default=0))
 
     def write(self, writer: TensorWriter, observer: Observer, cancel: CancelToken | None) -> None:
         """Give the writer every tensor."""
@@ -215,11 +253,11 @@ class _Merger:
 
     def _cut(self, key: str) -> list[tuple[int, int]]:
         """First and last byte (exclusive) of each part; a changed tensor has whole blocks of rows."""
-        info, step = self._reader.info(key), PART_BYTES
+        info, step = self._reader.info(key), PART_BYTES // self._growth(key)
         if key in self._additions:
             columns = math.prod(info.shape[1:])
             block = block_rows(columns) * columns * ITEM_BYTES[info.dtype]
-            step = block * max(1, PART_BYTES // block)
+            step = block * max(1, step // block)
         return [(start, min(start + step, info.nbytes)) for start in range(0, info.nbytes, step)]
 
     def _growth(self, key: str) -> int:
@@ -258,9 +296,8 @@ class _Merger:
 
     def _change(self, addition: _Addition) -> Change:
         rows = addition.target.rows
-        return Change(
-            addition.lora.delta(addition.module, self._device), addition.ratio, rows[0] if rows else 0
-        )
+        delta = matrix_of(addition.lora.delta(addition.module, self._device))
+        return Change(delta, addition.ratio, rows[0] if rows else 0)
 
 
 def _bytes(parts: Iterable[_Part]) -> Iterator[memoryview]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from copier.algebra.delta import Delta
 from copier.errors import BadInput
+from copier.progress import CancelToken
 
-Digest = Callable[[str | os.PathLike[str]], str]
-"""A function from a path to the file's SHA-256 (hex): ``file_digest``, or one that remembers."""
+
+class Digest(Protocol):
+    """A function from a path to the file's SHA-256 (hex): ``file_digest``, or one that remembers."""
+
+    def __call__(self, path: str | os.PathLike[str], *, cancel: CancelToken | None = None) -> str:
+        """Raises ``Cancelled`` soon after ``cancel`` was set."""
+        ...
 
 
 @dataclass(frozen=True)

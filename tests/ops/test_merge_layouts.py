@@ -207,3 +207,33 @@ def test_the_digests_in_the_metadata_are_those_of_the_inputs(tmp_path):
         told = json.loads(reader.metadata["copier_operation"])["inputs"]
     assert [one["sha256"] for one in told] == [one.sha256 for one in report.inputs]
     assert all(len(set(one.sha256)) > 8 for one in report.inputs)
+
+
+def test_modules_for_a_text_encoder_that_the_file_lacks_are_left_out_and_listed(tmp_path):
+    shapes = narrow.flux()
+    base = checkpoint_at(tmp_path / "base.safetensors", shapes)
+    tensors, change = plain("lora_unet_double_blocks_0_img_attn_qkv", 96, 32)
+    name = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    write_tensors(tmp_path / "lora.safetensors", {**tensors, **plain(name, 96, 24)[0]})
+    out = tmp_path / "out.safetensors"
+    report = merge(tmp_path / "base.safetensors", [(tmp_path / "lora.safetensors", W)], out)
+    assert report.left_out == ((name, (96, 24)),)
+    key = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    assert torch.allclose(read(out)[key], base[key] + W * change, rtol=2e-3, atol=2e-3)
+    write_tensors(tmp_path / "text.safetensors", plain(name, 96, 24)[0])
+    with pytest.raises(BadInput, match="changes text encoders only"):
+        merge(tmp_path / "base.safetensors", [(tmp_path / "text.safetensors", W)], tmp_path / "no.safetensors")
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_a_float64_checkpoint_keeps_its_digits(tmp_path):
+    base = {key: torch.randn(shape, dtype=torch.float64) for key, shape in narrow.sd1_file().items()}
+    write_tensors(tmp_path / "base.safetensors", base)
+    key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    width = base[key].shape[0]
+    tensors, change = plain("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", width, width)
+    small = {name: 1e-12 * one if "up" in name else one for name, one in tensors.items()}
+    write_tensors(tmp_path / "lora.safetensors", small)
+    merge(tmp_path / "base.safetensors", [(tmp_path / "lora.safetensors", 1.0)], tmp_path / "out.safetensors")
+    with TensorReader(tmp_path / "out.safetensors") as reader:
+        assert torch.allclose(reader.tensor(key) - base[key], 1e-12 * change, rtol=1e-2, atol=1e-15)

@@ -225,7 +225,7 @@ def _register_merge(commands: Commands) -> None:
         "write a checkpoint with LoRAs in it",
         """
         Write a checkpoint with LoRAs merged into its weights. Use it where a program takes no LoRAs, or to
-        train on top of one elsewhere. One tensor is in memory at a time; what no LoRA changes is copied
+        train on top of one elsewhere. Little of it is in memory at a time; what no LoRA changes is copied
         byte for byte.
         """,
         (
@@ -264,6 +264,9 @@ def _merge(arguments: argparse.Namespace, session: Session) -> Answer:
             **_writing(arguments),
             **_watching(session),
         )
+    if report.left_out:
+        names = [f"{name} {list(shape)}" for name, shape in report.left_out]
+        session.note(f"left out, {len(names)} modules for text encoders, which the file lacks: {_first(names)}")
     return _answer(report)
 
 
@@ -326,11 +329,14 @@ def _left_out(report: ExtractReport) -> list[str]:
     for one in report.left_out:
         shapes = " and ".join(str(list(shape)) for shape in (one.shape, one.base_shape) if shape is not None)
         keys.setdefault(one.why.value, []).append(f"{one.key} {shapes}")
-    lines = []
-    for why, names in keys.items():
-        more = f" and {len(names) - _LISTED} more (--json lists all)" if len(names) > _LISTED else ""
-        lines.append(f"not in the LoRA, {len(names)} tensors {why}: {', '.join(names[:_LISTED])}{more}")
-    return lines
+    return [
+        f"not in the LoRA, {len(names)} tensors {why}: {_first(names)}" for why, names in keys.items()
+    ]
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more (--json lists all)" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def _answer(report: OperationReport, more: Sequence[tuple[str, str]] = ()) -> Answer:
