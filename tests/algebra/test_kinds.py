@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copier.algebra.delta import LowRankDelta
-from copier.algebra.merging import Change, merged
+from copier.algebra.merging import Change, matrix_of, merged
 from copier.algebra.parts import delta_from_parts
 from copier.errors import BadInput
 
@@ -49,7 +49,8 @@ def check(parts, right):
     assert torch.allclose(delta.dense(-0.5), -0.5 * dense, rtol=1e-5, atol=1e-6 * size)
     half = delta.to(dtype=torch.float16).to(dtype=torch.float32)
     assert float((half.dense() - dense).norm()) <= 2e-2 * size
-    assert torch.equal(merged(torch.zeros(right.shape), [Change(delta, 1.0)]), dense.reshape(right.shape))
+    changed = merged(torch.zeros(right.shape), [Change(matrix_of(delta), 1.0)])
+    assert torch.equal(changed, dense.reshape(right.shape))
     return delta
 
 

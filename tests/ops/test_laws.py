@@ -236,17 +236,17 @@ def test_merging_in_parts_writes_the_bytes_that_merging_whole_tensors_gives(
         checkpoint_at(base, model, seed, dtypes)
         terms = list(zip(paths, weights, strict=True))
         spans = []
-        ahead = mock.patch.object(
-            streaming, "ReadAhead", lambda reader, parts: spans.extend(parts) or AHEAD(reader, parts)
+        counted = mock.patch.object(
+            streaming.Buffers, "take", lambda buffers: spans.append(buffers) or TAKE(buffers)
         )
-        with mock.patch.object(streaming, "PART_BYTES", part_bytes), ahead:
+        with mock.patch.object(streaming, "PART_BYTES", part_bytes), counted:
             merge(base, terms, out, dtype=dtype)
         write_tensors(whole, in_memory(base, terms, model, dtype), read_header(out).metadata)
         assert out.read_bytes() == whole.read_bytes()
         assert len(spans) > len(model.keys)
 
 
-AHEAD = streaming.ReadAhead
+TAKE = streaming.Buffers.take
 
 
 @LAWS

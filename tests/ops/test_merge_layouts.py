@@ -222,8 +222,8 @@ def test_modules_for_a_text_encoder_that_the_file_lacks_are_left_out_and_listed(
     assert torch.allclose(read(out)[key], base[key] + W * change, rtol=2e-3, atol=2e-3)
     write_tensors(tmp_path / "text.safetensors", plain(name, 96, 24)[0])
     with pytest.raises(BadInput, match="changes text encoders only"):
-        merge(tmp_path / "base.safetensors", [(tmp_path / "text.safetensors", W)], tmp_path / "no.safetensors")
-    assert not (tmp_path / "no.safetensors").exists()
+        merge(tmp_path / "base.safetensors", [(tmp_path / "text.safetensors", W)], tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_float64_checkpoint_keeps_its_digits(tmp_path):
@@ -234,6 +234,7 @@ def test_a_float64_checkpoint_keeps_its_digits(tmp_path):
     tensors, change = plain("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", width, width)
     small = {name: 1e-12 * one if "up" in name else one for name, one in tensors.items()}
     write_tensors(tmp_path / "lora.safetensors", small)
-    merge(tmp_path / "base.safetensors", [(tmp_path / "lora.safetensors", 1.0)], tmp_path / "out.safetensors")
+    lora = tmp_path / "lora.safetensors"
+    merge(tmp_path / "base.safetensors", [(lora, 1.0)], tmp_path / "out.safetensors")
     with TensorReader(tmp_path / "out.safetensors") as reader:
         assert torch.allclose(reader.tensor(key) - base[key], 1e-12 * change, rtol=1e-2, atol=1e-15)

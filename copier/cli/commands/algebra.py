@@ -266,7 +266,7 @@ def _merge(arguments: argparse.Namespace, session: Session) -> Answer:
         )
     if report.left_out:
         names = [f"{name} {list(shape)}" for name, shape in report.left_out]
-        session.note(f"left out, {len(names)} modules for text encoders, which the file lacks: {_first(names)}")
+        session.note(f"left out, {len(names)} modules for text encoders that it lacks: {_first(names)}")
     return _answer(report)
 
 
