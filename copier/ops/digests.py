@@ -30,9 +30,11 @@ def described_inputs(
         hashes = [threads.submit(digest, path, cancel=given_up) for path, _ in files]
 
         def described() -> tuple[InputFile, ...]:
-            while wait(hashes, timeout=_STEP).not_done:
+            unfinished = True
+            while unfinished:
                 if cancel is not None:
                     cancel.check()
+                unfinished = bool(wait(hashes, timeout=_STEP).not_done)
             return tuple(
                 InputFile(str(path), found.result(), ratio)
                 for (path, ratio), found in zip(files, hashes, strict=True)

@@ -21,7 +21,11 @@ def test_parts_that_begin_at_a_block_give_the_bits_of_the_whole(monkeypatch):
     loha = HadamardDelta(
         Product(torch.randn(64, 2), torch.randn(2, 24)), Product(torch.randn(64, 2), torch.randn(2, 24)), 1.0
     )
-    changes = [Change(low_rank(64, 24), 0.7), Change(matrix_of(loha), -0.3), Change(low_rank(16, 24), 2.0, first_row=30)]
+    changes = [
+        Change(low_rank(64, 24), 0.7),
+        Change(matrix_of(loha), -0.3),
+        Change(low_rank(16, 24), 2.0, first_row=30),
+    ]
     whole, parts = torch.empty_like(weight), torch.empty_like(weight)
     add_changes(weight, changes, whole)
     step = 3 * block_rows(24)

@@ -336,7 +336,7 @@ CASES = {
     ),
     "extraction from a LoRA": Case(
         ("extract", "small.safetensors", "base.safetensors", "-o", "x.safetensors", "--rank", "1"),
-        ("small.safetensors", "no checkpoint", "lora"),
+        ("small.safetensors", "is none", "lora"),
     ),
     "extraction over a file": Case(
         ("extract", "base.safetensors", "base.safetensors", "-o", "small.safetensors", "--rank", "1"),
