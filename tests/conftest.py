@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in HOST_FOLDERS:
             item.add_marker(pytest.mark.host)
+        if item.get_closest_marker("slow") and "COPIER_HOST_FLOOR" in os.environ:
+            item.add_marker(pytest.mark.skip(reason="slow: run once, with the project's own packages"))
         if item.get_closest_marker("sd_scripts"):
             folder, reason = sd_scripts.checkout()
             if folder is None:

@@ -28,7 +28,7 @@ from tests.ops import hostile_cases as cases
 from tests.ops.dense_route import Terms, check_merged
 from tests.ops.small_models import MODELS, Model
 
-COUNT = int(os.environ.get("COPIER_HOSTILE_CASES", "1600"))
+COUNT = int(os.environ.get("COPIER_HOSTILE_CASES", 200 if "COPIER_HOST_FLOOR" in os.environ else 1600))
 SHARES = 4
 MEMORY = Path("/dev/shm")
 VICTIMS = (["lora"], ["lora"], ["base"], ["lora", "other"], ["lora", "base"], ["tuned"])
