@@ -193,7 +193,7 @@ def reads(monkeypatch):
     """The files whose content was read."""
     found = []
 
-    def counted(path):
+    def counted(path, *, cancel=None):
         found.append(Path(path).name)
         return file_digest(path)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline_fake import PROMPTS, SIDE, FakeWorker, execute, execute_and_publish, random_lora
 
 from copier.algebra.arithmetic import combine
-from copier.algebra.truncation import RankRule, truncate_all
+from copier.algebra.truncation import RankRule, resize
 from copier.checkpoint.family import Family
 from copier.codec import recipe_from_json, recipe_from_text
 from copier.digest import file_digest
@@ -143,7 +143,7 @@ def test_several_originals_are_averaged_and_each_has_its_gate(tmp_path):
         read_lora(done.entries[name].path(LORA)).weights for name in ("lora-1", "lora-2", "mean", "lora")
     )
     whole = combine([(first, 0.5), (second, 0.5)])
-    best = truncate_all(whole, lambda name, delta: RankRule(rank=1)).lora
+    best = resize(whole, RankRule(rank=1)).lora
     for name in whole:
         torch.testing.assert_close(mean[name].dense(), whole[name].dense(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(final[name].dense(), best[name].dense(), rtol=1e-4, atol=1e-5)
