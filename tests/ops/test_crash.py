@@ -34,9 +34,8 @@ SIDE = 1200
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
+def files(tmp_path_factory, one_thread) -> Path:
     """base, tuned and lora.safetensors; a checkpoint of some 12 MB."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("crash")
     draw = torch.Generator().manual_seed(4)
     shapes = {**narrow.sd1_file(), Q: (SIDE, SIDE)}

@@ -102,9 +102,9 @@ def outcome(folder: Path, draw: random.Random) -> str:
     return found
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("share", range(SHARES))
 def test_damaged_files_are_handled_right_or_refused_and_leave_nothing(folder: Path, share: int) -> None:
-    torch.set_num_threads(1)
     found: Counter[str] = Counter()
     for number in range(COUNT // SHARES):
         seed = share * 1_000_000 + number
