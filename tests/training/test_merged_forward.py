@@ -41,7 +41,7 @@ def test_merged_layers_give_the_same_output_and_gradients(
     assert (none, everything) == (0, 192 + 86)
     torch.testing.assert_close(merged, beside, atol=1e-4, rtol=1e-4)
     one, other = (torch.cat([g.flatten() for g in all_]) for all_ in (merged_gradients, beside_gradients))
-    assert float((one - other).norm()) <= 1e-3 * float(other.norm())
+    assert float((one - other).norm()) <= 5e-3 * float(other.norm())
     assert float(other.abs().max()) > 1e-3
 
 
