@@ -158,7 +158,7 @@ class TrainingSpec(Spec):
                 "picture's own size"
             )
         if self.fp8_base and self.precision is Precision.FP32:
-            raise BadInput("fp8_base stores the weights of a training in fp16 or bf16: the precision is fp32")
+            raise BadInput("fp8_base is for a precision of fp16 or bf16, but it is fp32: first set that one")
         for argument in self.optimiser_arguments:
             _check_argument(argument)
 

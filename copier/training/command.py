@@ -36,7 +36,8 @@ from copier.training.captions import caption_lines
 CAPTION_EXTENSION = ".txt"
 """Stated always: sd-scripts' own default is ``.caption``."""
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""What sd-scripts looks for in a folder, in small or in capital letters."""
+"""What sd-scripts looks for in a folder, all in small or all in capital letters."""
+_FOUND = (*IMAGE_EXTENSIONS, *(ending.upper() for ending in IMAGE_EXTENSIONS))
 SIDE_STEP = 64
 """Sides are multiples of this, in pixels: eight for the autoencoder, and three halvings in SD 1's U-Net."""
 
@@ -51,6 +52,7 @@ class Script:
     Attributes:
         file: its name in the folder of sd-scripts.
         network: the module of the LoRA.
+        tokenizers: the folders that it looks for in the tokenizers' folder, before it asks the network.
         flags: what says the family.
         caches_texts: it can encode the captions once and then leave the text encoders alone.
         skips_layers: clip skip is of use; for other families it has no meaning (sd-scripts only warns).
@@ -58,81 +60,85 @@ class Script:
 
     file: str
     network: str
+    tokenizers: tuple[str, ...]
     flags: tuple[str, ...] = ()
     caches_texts: bool = False
     skips_layers: bool = False
 
 
+_CLIP_L = "openai_clip-vit-large-patch14"
+
 SCRIPTS: Mapping[Family, Script] = MappingProxyType(
     {
-        Family.SD1: Script("train_network.py", "networks.lora", skips_layers=True),
-        Family.SD2: Script("train_network.py", "networks.lora", flags=("--v2",)),
-        Family.SDXL: Script("sdxl_train_network.py", "networks.lora", caches_texts=True),
+        Family.SD1: Script("train_network.py", "networks.lora", (_CLIP_L,), skips_layers=True),
+        Family.SD2: Script(
+            "train_network.py", "networks.lora", ("stabilityai_stable-diffusion-2",), flags=("--v2",)
+        ),
+        Family.SDXL: Script(
+            "sdxl_train_network.py",
+            "networks.lora",
+            (_CLIP_L, "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"),
+            caches_texts=True,
+        ),
     }
 )
 """The families that can be trained. Another one is a line here, and its own files in ``ScriptJob``."""
 
-_IN_RECIPE = "set {} in the recipe"
-_IN_DATASET = "it has no effect beside the dataset file, which Copier writes"
-_OWN = "Copier sets it"
+_BY_FIELD = {
+    "steps": "--max_train_steps --max_train_epochs",
+    "batch_size": "--train_batch_size",
+    "learning_rate": "--learning_rate --unet_lr",
+    "schedule": "--lr_scheduler --lr_scheduler_type",
+    "warmup_steps": "--lr_warmup_steps",
+    "optimiser": "--optimizer_type --use_8bit_adam --use_lion_optimizer",
+    "optimiser_arguments": "--optimizer_args",
+    "rank": "--network_dim",
+    "alpha": "--network_alpha",
+    "text_encoder": "--network_train_unet_only --network_train_text_encoder_only",
+    "captions": "--shuffle_caption --keep_tokens --enable_wildcard",
+    "loss_weighting": "--min_snr_gamma --debiased_estimation_loss",
+    "noise_offset": "--noise_offset",
+    "min_timestep": "--min_timestep",
+    "max_timestep": "--max_timestep",
+    "precision": "--mixed_precision",
+    "fp8_base": "--fp8_base --fp8_base_unet",
+    "gradient_checkpointing": "--gradient_checkpointing",
+    "masked_loss": "--masked_loss --alpha_mask",
+    "seed": "--seed",
+    "base": "--base_weights --base_weights_multiplier",
+    "start": "--network_weights --dim_from_weights",
+}
+"""Options by the field of a recipe that sets them."""
+
+_BY_REASON = {
+    "it has no effect beside the dataset file, which Copier writes": (
+        "--resolution --enable_bucket --dataset_repeats --train_data_dir --reg_data_dir --in_json "
+        "--conditioning_data_dir --caption_extension --caption_extention"
+    ),
+    "sd-scripts refuses it where latents are cached, as here": "--color_aug --random_crop",
+    "with it nothing is trained": "--debug_dataset --output_config --help -h",
+    "Copier reads the log": "--console_log_simple --console_log_file",
+    "an epoch may be as short as a step here": (
+        "--save_every_n_epochs --save_n_epoch_ratio --sample_every_n_epochs"
+    ),
+    "Copier sets it": (
+        "--pretrained_model_name_or_path --v2 --v_parameterization --zero_terminal_snr --vae --clip_skip "
+        "--tokenizer_cache_dir --dataset_config --dataset_class --config_file --resume --network_module "
+        "--output_dir --output_name --save_model_as --save_precision --save_every_n_steps --sample_prompts "
+        "--sample_every_n_steps --sdpa --no_half_vae --cache_latents --cache_text_encoder_outputs "
+        "--max_data_loader_n_workers"
+    ),
+}
+"""The others, by why they are closed."""
 
 MANAGED: Mapping[str, str] = MappingProxyType(
     {
-        **dict.fromkeys(("--max_train_steps", "--max_train_epochs"), _IN_RECIPE.format("steps")),
-        **dict.fromkeys(("--learning_rate", "--unet_lr"), _IN_RECIPE.format("learning_rate")),
-        **dict.fromkeys(("--lr_scheduler", "--lr_scheduler_type"), _IN_RECIPE.format("schedule")),
-        "--lr_warmup_steps": _IN_RECIPE.format("warmup_steps"),
-        **dict.fromkeys(
-            ("--optimizer_type", "--use_8bit_adam", "--use_lion_optimizer"), _IN_RECIPE.format("optimiser")
-        ),
-        "--optimizer_args": _IN_RECIPE.format("optimiser_arguments"),
-        "--network_dim": _IN_RECIPE.format("rank"),
-        "--network_alpha": _IN_RECIPE.format("alpha"),
-        **dict.fromkeys(
-            ("--network_train_unet_only", "--network_train_text_encoder_only"),
-            _IN_RECIPE.format("text_encoder"),
-        ),
-        "--seed": _IN_RECIPE.format("seed"),
-        "--mixed_precision": _IN_RECIPE.format("precision"),
-        **dict.fromkeys(("--fp8_base", "--fp8_base_unet"), _IN_RECIPE.format("fp8_base")),
-        "--gradient_checkpointing": _IN_RECIPE.format("gradient_checkpointing"),
-        "--noise_offset": _IN_RECIPE.format("noise_offset"),
-        "--min_timestep": _IN_RECIPE.format("min_timestep"),
-        "--max_timestep": _IN_RECIPE.format("max_timestep"),
-        **dict.fromkeys(
-            ("--min_snr_gamma", "--debiased_estimation_loss"), _IN_RECIPE.format("loss_weighting")
-        ),
-        **dict.fromkeys(("--masked_loss", "--alpha_mask"), _IN_RECIPE.format("masked_loss")),
-        **dict.fromkeys(
-            ("--shuffle_caption", "--keep_tokens", "--enable_wildcard"), _IN_RECIPE.format("captions")
-        ),
-        "--train_batch_size": _IN_RECIPE.format("batch_size"),
-        **dict.fromkeys(("--base_weights", "--base_weights_multiplier"), _IN_RECIPE.format("base")),
-        **dict.fromkeys(("--network_weights", "--dim_from_weights"), _IN_RECIPE.format("start")),
-        **dict.fromkeys(
-            (
-                *("--resolution", "--enable_bucket", "--dataset_repeats", "--in_json", "--dataset_class"),
-                *("--train_data_dir", "--reg_data_dir", "--conditioning_data_dir"),
-                *("--caption_extension", "--caption_extention"),
-            ),
-            _IN_DATASET,
-        ),
-        **dict.fromkeys(
-            ("--color_aug", "--random_crop"), "sd-scripts refuses it where latents are cached, as here"
-        ),
-        **dict.fromkeys(
-            (
-                *("--pretrained_model_name_or_path", "--v2", "--v_parameterization", "--zero_terminal_snr"),
-                *("--vae", "--clip_skip", "--tokenizer_cache_dir", "--dataset_config", "--config_file"),
-                *("--output_config", "--output_dir", "--output_name", "--save_model_as"),
-                *("--save_precision", "--network_module", "--sdpa", "--no_half_vae", "--cache_latents"),
-                *("--cache_text_encoder_outputs", "--max_data_loader_n_workers", "--save_every_n_steps"),
-                *("--save_every_n_epochs", "--save_n_epoch_ratio", "--sample_prompts"),
-                *("--sample_every_n_steps", "--sample_every_n_epochs", "--resume", "--debug_dataset"),
-                *("--console_log_simple", "--console_log_file", "--help", "-h"),
-            ),
-            _OWN,
-        ),
+        **{
+            name: f"set {field} in the recipe"
+            for field, options in _BY_FIELD.items()
+            for name in options.split()
+        },
+        **{name: reason for reason, options in _BY_REASON.items() for name in options.split()},
     }
 )
 """Options that no extra argument may have, and why: they would override what the job says, or stop it."""
@@ -160,7 +166,7 @@ class Pictures:
         if not self.names:
             raise BadPicture(f"the folder {self.folder} has no picture: give at least one")
         for name in self.names:
-            if not name.lower().endswith(IMAGE_EXTENSIONS) or name.startswith("."):
+            if not name.endswith(_FOUND) or name.startswith("."):
                 raise BadPicture(
                     f"sd-scripts does not find the picture {name!r}: give it a name that ends with one of "
                     + ", ".join(IMAGE_EXTENSIONS)
@@ -201,10 +207,10 @@ class ScriptJob:
         family: of the checkpoint.
         work: a folder of the job's own, for the files that the command names.
         output_folder, output_name: where the LoRA goes, as ``output_name``.safetensors.
-        tokenizers: the folder with the tokenizers' files; nothing is downloaded then.
+        tokenizers: the folder with those that the script looks for (``tokenizer_folders``).
         base: LoRA files and multipliers, merged into the checkpoint in memory.
-        start: a LoRA file to go on from. It must have the training's rank and alpha: sd-scripts fails
-            at another rank, and counts another alpha wrongly.
+        start: a LoRA file to go on from. It must have the training's rank, alpha and modules: sd-scripts
+            fails at another rank, counts another alpha wrongly and leaves out other modules silently.
         vae: an autoencoder's file that takes the place of the checkpoint's.
         clip_skip: as hosts count it; 1 uses all layers. Only SD 1.x has it.
         velocity: the checkpoint predicts v; ``zero_terminal_snr``: its noise schedule ends at pure noise.
@@ -288,6 +294,11 @@ class ScriptJob:
         return SCRIPTS[self.family]
 
     @property
+    def tokenizer_folders(self) -> tuple[Path, ...]:
+        """What must be there so that the script downloads nothing."""
+        return tuple(self.tokenizers / name for name in self.script.tokenizers)
+
+    @property
     def output(self) -> Path:
         """The LoRA that is there at the end."""
         return self.output_folder / f"{self.output_name}.safetensors"
@@ -356,7 +367,7 @@ def build_command(job: ScriptJob, options: Collection[str] = ()) -> Command:
         script=job.script.file,
         argv=(*argv, *job.extra),
         dataset=_dataset(job, varied=varied),
-        samples=tuple(_sample(sample) for sample in job.samples) if job.sample_every else (),
+        samples=tuple(map(_sample, job.samples)),
         captions={path: caption_text(choices, varied=varied) for path, choices in lines},
         job=job,
     )

@@ -13,6 +13,9 @@ from copier.recipe import Optimiser, Precision, Recipe, TrainingSpec, TrainStage
 SMALLEST_RESOLUTION = 256
 """Below this nothing is offered: Stable Diffusion draws nothing sensible there. In pixels."""
 
+LARGE_RANK = 32
+"""Below this the LoRA with its gradients and moments is small beside the rest."""
+
 
 @dataclass(frozen=True)
 class MemoryPreset:
@@ -81,6 +84,8 @@ def savings(training: TrainingSpec) -> tuple[str, ...]:
     lower = training.resolution * 3 // 4 // 64 * 64
     if lower >= SMALLEST_RESOLUTION:
         found.append(f"training.resolution={lower}")
-    if training.rank > 4:
+    if training.rank >= LARGE_RANK:
+        # Both, so that alpha / rank, the scale of the LoRA, stays.
         found.append(f"training.rank={training.rank // 2}")
+        found.append(f"training.alpha={training.alpha / 2:g}")
     return tuple(found)

@@ -152,7 +152,7 @@ def test_specs_cannot_be_changed(name):
         (lambda: TrainingSpec(min_timestep=500, max_timestep=500), "min_timestep is 500.*below"),
         (lambda: TrainingSpec(steps=10, warmup_steps=11), "warmup_steps is 11.*10"),
         (lambda: TrainingSpec(resolution=500), "resolution is 500.*multiple of 64"),
-        (lambda: TrainingSpec(fp8_base=True), "fp8_base.*fp16 or bf16: the precision is fp32"),
+        (lambda: TrainingSpec(fp8_base=True), "fp8_base.*fp16 or bf16, but it is fp32"),
         (lambda: TrainingSpec(optimiser_arguments=("betas",)), "'betas' is not understood"),
         (lambda: TrainingSpec(optimiser_arguments=("a=b=1",)), "'a=b=1' is not understood"),
         (lambda: TrainingSpec(optimiser_arguments=("path='x'",)), "is not understood: write name=value"),

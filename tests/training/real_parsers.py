@@ -1,4 +1,4 @@
-"""The parsers of a checkout of sd-scripts, in a process of their own (test_command_real.py starts it).
+"""The parsers of a checkout of sd-scripts, in a process of their own (test_real_sd_scripts.py starts it).
 
 Reads ``[{"script": ..., "argv": [...], "dataset": {...}}, ...]`` from standard input and prints the options
 of each script, and for each case what its parser and its reader of datasets made of it. Packages that are
@@ -82,8 +82,14 @@ def main() -> None:
         sys.path.insert(0, os.environ["SD_SCRIPTS"])
         parsers = {name: importlib.import_module(name).setup_parser() for name in SCRIPTS}
         answers = [answer(parsers, case, datasets="voluptuous" not in missing) for case in cases]
+    known = {name: importlib.import_module(f"library.strategy_{name}") for name in ("sd", "sdxl")}
+    tokenizers = {
+        "sd1": [known["sd"].TOKENIZER_ID],
+        "sd2": [known["sd"].V2_STABLE_DIFFUSION_ID],
+        "sdxl": [known["sdxl"].TOKENIZER1_PATH, known["sdxl"].TOKENIZER2_PATH],
+    }
     options = {f"{name}.py": sorted(parser._option_string_actions) for name, parser in parsers.items()}
-    json.dump({"options": options, "answers": answers}, out, default=str)
+    json.dump({"options": options, "answers": answers, "tokenizers": tokenizers}, out, default=str)
 
 
 if __name__ == "__main__":

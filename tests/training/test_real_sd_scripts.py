@@ -1,7 +1,10 @@
-"""Our arguments in the real parsers of a checkout of sd-scripts, for every built-in recipe and family."""
+"""A checkout of sd-scripts: our arguments in its own parsers, for every built-in recipe and family, and its
+wordings, by which its log is read."""
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
 import os
 import subprocess
@@ -32,6 +35,7 @@ from copier.training.command import (
     ScriptJob,
     build_command,
 )
+from copier.training.kohya_log import failure_in, phase_of
 from copier.training.memory import PRESETS, with_preset
 
 pytestmark = pytest.mark.sd_scripts
@@ -121,14 +125,19 @@ def cases() -> list[Command]:
 
 
 @pytest.fixture(scope="module")
-def real(cases: list[Command]) -> Any:
+def checkout() -> Path:
     if not (CHECKOUT / "train_network.py").is_file():
         pytest.skip(f"there is no checkout of sd-scripts in {CHECKOUT}: set COPIER_SD_SCRIPTS to one")
+    return CHECKOUT
+
+
+@pytest.fixture(scope="module")
+def real(cases: list[Command], checkout: Path) -> Any:
     asked = [{"script": one.script, "argv": one.argv, "dataset": one.dataset} for one in cases]
     run = subprocess.run(
         [sys.executable, str(HERE / "real_parsers.py")],
         input=json.dumps(asked), capture_output=True, text=True, timeout=300,
-        env={**os.environ, "SD_SCRIPTS": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "SD_SCRIPTS": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout)
@@ -177,6 +186,12 @@ def test_the_real_parsers_take_every_command_and_mean_what_the_training_says(cas
         assert {name: values[name] for name in wanted} == wanted
 
 
+def test_every_option_is_written_out_and_not_an_abbreviation_that_argparse_takes(cases, real):
+    for command in cases:
+        options = {word for word in command.argv if word.startswith("--")}
+        assert options <= set(real["options"][command.script])
+
+
 def test_the_real_reader_of_datasets_takes_every_one_and_scales_nothing(cases, real):
     if real["answers"][0]["datasets"] is None:
         pytest.skip("voluptuous is not installed: sd-scripts checks its datasets with it")
@@ -210,3 +225,61 @@ def test_extra_arguments_are_checked_against_the_options_of_the_real_parser(real
     extra = ("--gradient_accumulation_steps", "2")
     one = job(Family.SD1, TrainingSpec(), extra=extra)
     assert build_command(one, options).argv[-2:] == extra
+
+
+def test_the_tokenizers_are_looked_for_where_we_put_them(real):
+    for family, script in SCRIPTS.items():
+        names = tuple(name.replace("/", "_") for name in real["tokenizers"][family.value])
+        assert names == script.tokenizers
+
+
+def printed(checkout: Path, words: str) -> list[str]:
+    """The texts with ``words`` in them that the sources print or raise, as far as they are constant."""
+    sources = [checkout / "train_network.py", checkout / "library" / "train_util.py"]
+    texts = []
+    trees = (ast.parse(source.read_bytes()) for source in sources)
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
+        if isinstance(node, ast.JoinedStr):
+            parts = (str(one.value) if isinstance(one, ast.Constant) else "/x.png" for one in node.values)
+            texts.append("".join(parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+    return [text for text in texts if words in text]
+
+
+@pytest.mark.parametrize(
+    ("words", "phase"),
+    [
+        ("loading model for process", "loading the checkpoint"),
+        ("caching latents with caching strategy", "caching latents"),
+        ("caching Text Encoder outputs with caching strategy", "caching captions"),
+        ("merging module:", "merging base LoRAs"),
+        ("prepare optimizer", "preparing the training"),
+        ("running training", "training"),
+        ("generating sample images at step", "drawing samples"),
+        ("saving checkpoint:", "saving"),
+    ],
+)
+def test_the_lines_that_begin_a_phase_are_printed(checkout, words, phase):
+    found = [phase_of(text) for text in printed(checkout, words)]
+    assert phase in [one.value for one in found if one]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("No data found", "no pictures"),
+        ("caption file is empty", "empty caption file"),
+        ("Error loading file", "unreadable picture"),
+        ("NaN detected in latents", "latents without numbers"),
+        ("NaN found in latents", "latents without numbers"),
+    ],
+)
+def test_the_lines_of_its_own_failures_are_printed(checkout, words, name):
+    found = [failure_in([text]) for text in printed(checkout, words)]
+    assert name in [one[0].name for one in found if one]
+
+
+def test_its_complaint_about_bitsandbytes_is_known(checkout):
+    found = [failure_in([f"ImportError: {text}"]) for text in printed(checkout, "No bitsandbytes")]
+    assert {one[0].name for one in found if one} == {"8-bit optimiser"}
