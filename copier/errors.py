@@ -6,6 +6,7 @@ CopierError                 root; its message names the value, the limit and the
 │   ├── BadCheckpoint       a file that is not a usable checkpoint or LoRA
 │   └── BadPicture          a file that is not a usable picture, or a pair that is none
 ├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
+│   └── OutOfMemory         its card's memory did not suffice; knows what to lower
 └── Cancelled               the user stopped it (exit code 130)
 """
 
@@ -49,6 +50,14 @@ class BadPicture(BadInput):
 
 class TrainingFailed(CopierError):
     """A trainer child ended without a LoRA that verifies."""
+
+
+class OutOfMemory(TrainingFailed):
+    """The card's memory did not suffice; ``settings`` say what to lower, in order, as ``--set`` takes it."""
+
+    def __init__(self, message: str, settings: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.settings = list(settings)
 
 
 class Cancelled(CopierError):

@@ -83,6 +83,9 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "conv_alpha": Field("Conv alpha", "Scale numerator of the 3x3 convolutions.", 1e-3, 4096),
         "text_encoder": Field("Train the text encoder", "Also train LoRA modules there."),
         "optimiser": Field("Optimiser", "adamw8bit needs CUDA; elsewhere adamw takes its place."),
+        "optimiser_arguments": Field(
+            "Optimiser arguments", "name=value, numbers only, as in betas=(0.9,0.99); sd-scripts only."
+        ),
         "weight_decay": Field("Weight decay", "Decoupled weight decay of AdamW.", 0, 1),
         "schedule": Field("Schedule", "How the rate falls after the warm-up."),
         "warmup_steps": Field("Warm-up steps", "Steps over which the rate rises.", 0, 1_000_000),
@@ -100,7 +103,13 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             unit="px",
         ),
         "precision": Field("Precision", "Number format of the frozen weights in training."),
+        "fp8_base": Field(
+            "Base in fp8", "Frozen weights in half the memory, less exact; fp16 or bf16; sd-scripts only."
+        ),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
+        "masked_loss": Field(
+            "Masked loss", "The alpha channel says where the loss counts; none: all; sd-scripts only."
+        ),
         "seed": SEED,
     },
     "RankPolicy": {

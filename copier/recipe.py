@@ -6,6 +6,7 @@ refers to an earlier one by its name, so that a new variant of the method is a n
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -109,6 +110,10 @@ class CaptionSpec(Spec):
             )
 
 
+_OWN_ARGUMENTS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+"""Arguments of optimisers that are fields of a training."""
+
+
 @dataclass(frozen=True)
 class TrainingSpec(Spec):
     """One LoRA training. The defaults are those of the beginner's article (copier-quick)."""
@@ -122,6 +127,7 @@ class TrainingSpec(Spec):
     conv_alpha: float = 1.0
     text_encoder: bool = False
     optimiser: Optimiser = Optimiser.ADAMW_8BIT
+    optimiser_arguments: tuple[str, ...] = ()
     weight_decay: float = 0.01
     schedule: Schedule = Schedule.COSINE
     warmup_steps: int = 0
@@ -133,7 +139,9 @@ class TrainingSpec(Spec):
     max_timestep: int = 1000
     resolution: int = 512
     precision: Precision = Precision.FP32
+    fp8_base: bool = False
     gradient_checkpointing: bool = False
+    masked_loss: bool = False
     seed: int = 1
 
     def _check(self) -> None:
@@ -149,6 +157,35 @@ class TrainingSpec(Spec):
                 f"resolution is {self.resolution}: it must be a multiple of 64, or 0 for the "
                 "picture's own size"
             )
+        if self.fp8_base and self.precision is Precision.FP32:
+            raise BadInput("fp8_base is for a precision of fp16 or bf16, but it is fp32: first set that one")
+        for argument in self.optimiser_arguments:
+            _check_argument(argument)
+
+    @property
+    def of_sd_scripts_only(self) -> tuple[str, ...]:
+        """The fields, among those that differ from their default, that the builtin trainer does not have."""
+        default = TrainingSpec()
+        only = ("optimiser_arguments", "fp8_base", "masked_loss")
+        return tuple(name for name in only if getattr(self, name) != getattr(default, name))
+
+
+def _check_argument(argument: str) -> None:
+    """A name and numbers. No texts: in a recipe from elsewhere they could name files or modules."""
+    name, _, text = argument.partition("=")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    values = value if isinstance(value, tuple) else (value,)
+    plain = all(one is None or isinstance(one, (bool, int, float)) for one in values)
+    if not (plain and name.isidentifier()):
+        raise BadInput(
+            f"the optimiser's argument {argument!r} is not understood: write name=value with a number, a "
+            "tuple of numbers, True, False or None, as in betas=(0.9,0.99)"
+        )
+    if name in _OWN_ARGUMENTS:
+        raise BadInput(f"the optimiser's argument {argument!r} is a field: set {_OWN_ARGUMENTS[name]}")
 
 
 @dataclass(frozen=True)
@@ -389,6 +426,15 @@ class Recipe(Spec):
                 "LoRA; `copier evaluate` measures a file"
             )
         self._check_prompts()
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        for stage in self.trainings() if self.trainer is Trainer.BUILTIN else ():
+            if names := stage.training.of_sd_scripts_only:
+                raise BadInput(
+                    f"the training {stage.name!r} sets {', '.join(names)}, which the builtin trainer "
+                    "does not have: leave it out, or train with sd-scripts (trainer=sd-scripts)"
+                )
 
     def _check_pictures(self) -> None:
         """Sets before those that are changes of them; every stage works on one that is there."""

@@ -29,6 +29,7 @@ from copier.recipe import (
     Recipe,
     ResizeStage,
     StageSpec,
+    TrainingSpec,
     TrainStage,
 )
 from copier.request import Edit, Generated, PictureFiles, RunRequest
@@ -47,6 +48,12 @@ VERSIONS = {
     "evaluate": 1,
 }
 """Kinds of planned stages; a number rises when the kind's outcome changes for equal ingredients."""
+
+LATER_FIELDS = ("optimiser_arguments", "fp8_base", "masked_loss")
+"""Fields of a training that are younger than the keys in people's caches.
+
+With its default such a field is left out of the key, which is then the one that the training always had.
+"""
 
 SMALLEST_SIDE = 128
 """Side of a generated original where neither the request nor the recipe says one, in pixels."""
@@ -217,7 +224,7 @@ class _Builder:
         numbers: dict[str, Any] = {
             "trainer": self.request.recipe.trainer.value,
             "checkpoint": self.checkpoint,
-            "training": spec_to_json(stage.training),
+            "training": _training_numbers(stage.training),
             "multipliers": [base.multiplier for base in stage.base],
         }
         captions = caption_files(self.request, stage)
@@ -318,6 +325,12 @@ class _Builder:
         }
         key = json_digest(ingredients)
         self.stages[name] = PlannedStage(name, kind, key, ingredients, needs, spec)
+
+
+def _training_numbers(training: TrainingSpec) -> dict[str, Any]:
+    default = TrainingSpec()
+    same = [name for name in LATER_FIELDS if getattr(training, name) == getattr(default, name)]
+    return _without(spec_to_json(training), *same)
 
 
 def caption_files(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:

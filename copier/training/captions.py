@@ -29,7 +29,7 @@ class CaptionSource:
                     f"there are {len(per_picture)} captions for {pictures} pictures: the caption "
                     "policy 'files' needs one for each"
                 )
-            self._choices = [_lines(text) for text in per_picture]
+            self._choices = [caption_lines(text) for text in per_picture]
         else:
             self._choices = [spec.texts or ("",)] * pictures
         self._random = random.Random(f"{seed}/captions")
@@ -52,5 +52,6 @@ class CaptionSource:
         return list(dict.fromkeys(text for choices in self._choices for text in choices))
 
 
-def _lines(text: str) -> tuple[str, ...]:
+def caption_lines(text: str) -> tuple[str, ...]:
+    """The choices that a caption file gives: its lines without those that are empty, or one empty text."""
     return tuple(line.strip() for line in text.splitlines() if line.strip()) or ("",)

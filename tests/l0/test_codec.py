@@ -23,10 +23,12 @@ from copier.recipe import (
     EvaluateStage,
     GateStage,
     LossWeighting,
+    Precision,
     RankMethod,
     RankPolicy,
     Recipe,
     ResizeStage,
+    Trainer,
     TrainingSpec,
     TrainStage,
     with_control,
@@ -44,11 +46,18 @@ def test_a_recipe_survives_json_unchanged(name):
 
 
 def test_every_kind_of_stage_survives_json():
+    trained = TrainingSpec(
+        loss_weighting=LossWeighting.DEBIASED,
+        optimiser_arguments=("betas=(0.9, 0.99)",),
+        precision=Precision.FP16,
+        fp8_base=True,
+        masked_loss=True,
+    )
     recipe = Recipe(
         "all",
         "All",
         (
-            TrainStage("x", "a", training=TrainingSpec(loss_weighting=LossWeighting.DEBIASED)),
+            TrainStage("x", "a", training=trained),
             GateStage("gate", "x", ("p",), seeds=(1, 2)),
             DifferenceStage("d", "x", "x", 0.5, -2.0, RankPolicy(RankMethod.EXACT)),
             ResizeStage("r", "d", RankPolicy(RankMethod.SV_RATIO, threshold=3.0)),
@@ -56,6 +65,7 @@ def test_every_kind_of_stage_survives_json():
         ),
         "r",
         explanation="ü “quoted”",
+        trainer=Trainer.SD_SCRIPTS,
     )
     assert recipe_from_json(json.loads(json.dumps(recipe_to_json(recipe)))) == recipe
 

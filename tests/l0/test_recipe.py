@@ -25,6 +25,7 @@ from copier.recipe import (
     GateStage,
     Optimiser,
     PictureSet,
+    Precision,
     RankMethod,
     RankPolicy,
     Recipe,
@@ -151,6 +152,13 @@ def test_specs_cannot_be_changed(name):
         (lambda: TrainingSpec(min_timestep=500, max_timestep=500), "min_timestep is 500.*below"),
         (lambda: TrainingSpec(steps=10, warmup_steps=11), "warmup_steps is 11.*10"),
         (lambda: TrainingSpec(resolution=500), "resolution is 500.*multiple of 64"),
+        (lambda: TrainingSpec(fp8_base=True), "fp8_base.*fp16 or bf16, but it is fp32"),
+        (lambda: TrainingSpec(optimiser_arguments=("betas",)), "'betas' is not understood"),
+        (lambda: TrainingSpec(optimiser_arguments=("a=b=1",)), "'a=b=1' is not understood"),
+        (lambda: TrainingSpec(optimiser_arguments=("path='x'",)), "is not understood: write name=value"),
+        (lambda: TrainingSpec(optimiser_arguments=("a b=1",)), "'a b=1' is not understood"),
+        (lambda: TrainingSpec(optimiser_arguments=("weight_decay=0",)), "set weight_decay"),
+        (lambda: TrainingSpec(optimiser_arguments=("lr=1e-3",)), "set learning_rate"),
         (lambda: RankPolicy(RankMethod.SV_FRO), "sv_fro is 0"),
         (lambda: RankPolicy(RankMethod.SV_CUMULATIVE, threshold=1.1), "sv_cumulative is 1.1"),
         (lambda: RankPolicy(RankMethod.SV_RATIO, threshold=0.5), "sv_ratio is 0.5"),
@@ -196,6 +204,22 @@ def test_fields_that_contradict_each_other_are_refused(make, message):
 def test_graphs_that_cannot_run_are_refused(make, message):
     with pytest.raises(BadInput, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"masked_loss": True},
+        {"optimiser_arguments": ("betas=(0.9, 0.99)", "eps=1e-08", "amsgrad=True")},
+        {"fp8_base": True, "precision": Precision.BF16},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_sd_scripts_alone_can_is_refused_with_the_builtin_trainer(change):
+    stages = (TrainStage("x", "a", training=TrainingSpec(**change)),)
+    with pytest.raises(BadInput, match=f"'x' sets {next(iter(change))}, which the builtin trainer does not"):
+        Recipe("r", "R", stages, "x")
+    assert Recipe("r", "R", stages, "x", trainer=Trainer.SD_SCRIPTS).stages == stages
 
 
 def test_a_forward_reference_is_an_unknown_name_that_offers_the_earlier_ones():

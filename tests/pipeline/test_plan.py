@@ -25,7 +25,7 @@ from pipeline_fake import (
 from copier.codec import builtin_recipes, with_value
 from copier.digest import file_digest
 from copier.errors import BadInput
-from copier.pipeline.plan import VERSIONS, original_side, paired, plan
+from copier.pipeline.plan import LATER_FIELDS, VERSIONS, original_side, paired, plan
 from copier.pipeline.runner import states
 from copier.pipeline.store import StageStore
 from copier.recipe import (
@@ -36,7 +36,10 @@ from copier.recipe import (
     LossWeighting,
     Optimiser,
     Precision,
+    Recipe,
     Schedule,
+    Trainer,
+    TrainingSpec,
     TrainStage,
     with_control,
 )
@@ -54,6 +57,7 @@ OTHER = {
     "conv_alpha": 2.0,
     "text_encoder": True,
     "optimiser": Optimiser.ADAMW_8BIT,
+    "optimiser_arguments": ("eps=1e-07",),
     "weight_decay": 0.0,
     "schedule": Schedule.LINEAR,
     "warmup_steps": 1,
@@ -64,8 +68,10 @@ OTHER = {
     "min_timestep": 1,
     "max_timestep": 999,
     "resolution": 64,
-    "precision": Precision.BF16,
+    "precision": Precision.FP16,
+    "fp8_base": True,
     "gradient_checkpointing": True,
+    "masked_loss": True,
     "seed": 2,
 }
 """Another value for every field of a training."""
@@ -147,9 +153,26 @@ def test_there_is_another_value_for_every_field_of_a_training():
     assert all(getattr(TRAINING, name) != value for name, value in OTHER.items())
 
 
+def test_a_field_that_came_later_leaves_the_keys_of_earlier_trainings_as_they_were(tmp_path):
+    """The keys are what this program gave before it had ``LATER_FIELDS``."""
+    stages = (
+        TrainStage("copier", "a"),
+        TrainStage("lora", "b", (BaseLora("copier"),), "copier", TrainingSpec(conv_rank=4, seed=7)),
+    )
+    recipe = Recipe("later", "Later", stages, "lora", trainer=Trainer.SD_SCRIPTS)
+    pictures = {"a": Generated("x", seed=5), "b": Edit("outline")}
+    request = RunRequest(recipe, tmp_path / "checkpoint", pictures, tmp_path)
+    planned = plan(request, lambda path: "0" * 64)
+    assert planned["copier"].key == "2ead8b96259e5b562a5f3fe6117c2520ab2afcfe1ee909b0858908e5793727d1"
+    assert planned["lora"].key == "74a3e8f3c635dfbe40591bd796561a8385ab174dadac04b91fdf494ff6b4f215"
+    assert set(LATER_FIELDS) < set(OTHER)
+
+
 @pytest.mark.parametrize("field", sorted(OTHER))
 def test_each_number_of_a_training_changes_it_and_what_is_downstream_and_no_other(tmp_path, field):
-    request = make_request(tmp_path)
+    # sd-scripts' trainings have every field, and fp8 needs another precision than fp32.
+    recipe = every_kind(replace(TRAINING, precision=Precision.BF16))
+    request = make_request(tmp_path, recipe=replace(recipe, trainer=Trainer.SD_SCRIPTS))
     # The original's side is given, so that the resolution is the training's alone.
     for stage in ("copier", "wide", "control"):
         other = with_training(request, stage, **{field: OTHER[field]})
