@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from copier.errors import BadInput
@@ -36,3 +37,38 @@ class TrainingCommand:
         for argument in self.argv:
             if argument.partition("=")[0] in OWN_OPTIONS:
                 raise BadInput(f"the argument {argument!r} is set by the run itself: leave it out")
+
+    def values(self, option: str) -> tuple[str, ...] | None:
+        """What follows the last ``option`` in ``argv``, also as ``--option=value``; None: it is not there."""
+        found: list[str] | None = None
+        reading = False
+        for argument in self.argv:
+            name, equals, value = argument.partition("=")
+            if argument.startswith("--"):
+                reading = name == option
+                if reading:
+                    found = [value] if equals else []
+            elif reading and found is not None:
+                found.append(argument)
+        return None if found is None else tuple(found)
+
+    def value(self, option: str, default: str = "") -> str:
+        """The first of ``values``, or ``default``."""
+        return (self.values(option) or (default,))[0]
+
+
+@dataclass(frozen=True)
+class TrainingPicture:
+    """One picture to train on.
+
+    Attributes:
+        path: the user's file; it is copied, nothing is written beside it.
+        caption: the text of its caption file; None: it has none.
+        folder: the ``image_dir`` of the subset that it belongs to.
+        mask: keep its transparency, for masked loss; else it is laid on white.
+    """
+
+    path: Path
+    caption: str | None = None
+    folder: str = "images"
+    mask: bool = False
