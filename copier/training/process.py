@@ -75,6 +75,7 @@ class Child:
         self._on_text = on_line or on_error_line
         self._text_lock = threading.Lock()
         self._last_output = time.monotonic()
+        self._others_ended = False
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self._log: IO[str] | None = (
@@ -159,12 +160,17 @@ class Child:
 
     def wait(self, timeout: float) -> bool:
         """Whether it ended within ``timeout`` seconds."""
+        if not self._ends_within(timeout):
+            return False
+        for thread in self._threads:
+            thread.join(_DRAIN_SECONDS)
+        return True
+
+    def _ends_within(self, timeout: float) -> bool:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return False
-        for thread in self._threads:
-            thread.join(_DRAIN_SECONDS)
         return True
 
     def stop(self, times: StopTimes = StopTimes()) -> None:
@@ -180,12 +186,22 @@ class Child:
             if not seconds:
                 continue
             self._signal(number)
-            if self.wait(seconds):
-                self._signal(getattr(signal, "SIGKILL", None))  # what the child may have started
+            if self._ends_within(seconds):
                 break
+        self._end_others()  # before its streams are waited for, which they may hold open
         self.close_input()
         if not self.wait(0):
             log.error("the child process %d does not end", self.pid)
+
+    def _end_others(self) -> None:
+        """End what the child started and left: once, for later another group may bear its number."""
+        if self._others_ended or self.exit_code is None:
+            return
+        self._others_ended = True
+        if sys.platform == "win32":
+            windows_job.terminate(self._job)
+        else:
+            self._signal(getattr(signal, "SIGKILL", None))
 
     def _signal(self, number: int | None) -> None:
         if sys.platform == "win32":
@@ -215,23 +231,32 @@ class Child:
     def _drain_text(self, stream: IO[bytes] | None) -> None:
         """Lines and states of progress bars, until the stream ends."""
         assert stream is not None
-        rest = b""
+        rest, told, returned = b"", b"", False
         try:
             with stream:
                 while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
                     self._last_output = time.monotonic()
                     *pieces, rest = _LINE_ENDS.split(rest + chunk)
                     for text, end in zip(pieces[::2], pieces[1::2], strict=True):
-                        self._take_text(text, whole=end != b"\r")
-                self._take_text(rest, whole=True)
+                        self._take_text(text, whole=end != b"\r", known=text == told)
+                        told, returned = b"", end == b"\r"
+                    # tqdm begins a state with the return: its end comes with the next one, a step later.
+                    state = rest.rstrip(b"\r")
+                    if (returned or state != rest) and state != told:
+                        self._take_text(state, whole=False)
+                        told = state
+                self._take_text(rest, whole=True, known=rest.rstrip(b"\r") == told)
         finally:
             with self._text_lock:
                 self._open_texts -= 1
                 if self._log and not self._open_texts:
                     self._log.close()
 
-    def _take_text(self, raw: bytes, *, whole: bool) -> None:
-        """A line, or (not ``whole``) a state of a progress bar that the next one overwrites."""
+    def _take_text(self, raw: bytes, *, whole: bool, known: bool = False) -> None:
+        """A line, or (not ``whole``) a state of a progress bar that the next one overwrites.
+
+        ``known``: it was told as a state already.
+        """
         text = raw.decode("utf-8", "replace").rstrip()
         if not text:
             return
@@ -241,7 +266,7 @@ class Child:
                 if self._log:
                     self._log.write(text + "\n")
                     self._log.flush()
-            if self._on_text:
+            if self._on_text and not known:
                 self._on_text(text)
 
 
