@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,42 +10,55 @@ from typing import Any
 
 from copier.errors import BadInput
 
-OWN_OPTIONS = ("--dataset_config", "--output_dir", "--output_name", "--save_model_as", "--sample_prompts")
-"""Options that ``sd_scripts.train`` adds: they name places in the run's folder."""
+_NEEDED = ("--pretrained_model_name_or_path", "--dataset_config", "--output_dir", "--output_name")
+
+
+@dataclass(frozen=True)
+class PictureCopy:
+    """A picture to train on: the user's file ``source``, copied to ``place`` as PNG.
+
+    ``alpha`` keeps its transparency, for a masked loss; without it, it is laid on white.
+    """
+
+    source: Path
+    place: Path
+    alpha: bool = False
 
 
 @dataclass(frozen=True)
 class TrainingCommand:
-    """One training, without any place on the disk that belongs to the run.
+    """One training by a script of sd-scripts. All paths are absolute: the child runs in another folder.
 
     Attributes:
         script: a file in sd-scripts' folder, such as ``train_network.py``.
-        argv: its arguments, without ``OWN_OPTIONS``.
-        dataset: what ``--dataset_config`` reads. A subset's ``image_dir`` is a relative name; pictures are
-            copied into a folder of that name within the run's folder.
-        sample_prompts: lines of the file for ``--sample_prompts``; none: no such option.
+        argv: its arguments.
+        files: path and text of the files that must be there before it starts: the dataset's description
+            (JSON), captions, sample prompts.
+        pictures: the copies that the dataset's folders hold.
 
     Raises:
-        BadInput: ``argv`` has one of ``OWN_OPTIONS``.
+        BadInput: an argument is missing that every training has, or the dataset's description is.
     """
 
     script: str
     argv: tuple[str, ...]
-    dataset: Mapping[str, Any]
-    sample_prompts: tuple[str, ...] = ()
+    files: Mapping[Path, str]
+    pictures: tuple[PictureCopy, ...]
 
     def __post_init__(self) -> None:
-        for argument in self.argv:
-            if argument.partition("=")[0] in OWN_OPTIONS:
-                raise BadInput(f"the argument {argument!r} is set by the run itself: leave it out")
+        for option in _NEEDED:
+            if not self.value(option):
+                raise BadInput(f"the arguments of {self.script} lack {option}: add it")
+        if Path(self.value("--dataset_config")) not in self.files:
+            raise BadInput(f"{self.value('--dataset_config')!r} is not among the files: add its text")
 
     def values(self, option: str) -> tuple[str, ...] | None:
         """What follows the last ``option`` in ``argv``, also as ``--option=value``; None: it is not there."""
         found: list[str] | None = None
         reading = False
         for argument in self.argv:
-            name, equals, value = argument.partition("=")
             if argument.startswith("--"):
+                name, equals, value = argument.partition("=")
                 reading = name == option
                 if reading:
                     found = [value] if equals else []
@@ -56,19 +70,36 @@ class TrainingCommand:
         """The first of ``values``, or ``default``."""
         return (self.values(option) or (default,))[0]
 
+    def number(self, option: str, default: int) -> int:
+        """``value`` as a whole number; raises ``BadInput`` where it is none."""
+        text = self.value(option, str(default))
+        try:
+            return int(text)
+        except ValueError:
+            raise BadInput(f"the argument {option} is {text!r}: give a whole number") from None
 
-@dataclass(frozen=True)
-class TrainingPicture:
-    """One picture to train on.
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's file."""
+        return Path(self.value("--pretrained_model_name_or_path"))
 
-    Attributes:
-        path: the user's file; it is copied, nothing is written beside it.
-        caption: the text of its caption file; None: it has none.
-        folder: the ``image_dir`` of the subset that it belongs to.
-        mask: keep its transparency, for masked loss; else it is laid on white.
-    """
+    @property
+    def output(self) -> Path:
+        """The LoRA that the script writes at its end."""
+        return Path(self.value("--output_dir")) / f"{self.value('--output_name')}.safetensors"
 
-    path: Path
-    caption: str | None = None
-    folder: str = "images"
-    mask: bool = False
+    @property
+    def network_arguments(self) -> dict[str, str]:
+        """``--network_args``, such as ``conv_dim``, by name."""
+        pairs = (one.partition("=") for one in self.values("--network_args") or ())
+        return {name: value for name, _, value in pairs}
+
+    def dataset(self) -> dict[str, Any]:
+        """The dataset's description; raises ``BadInput`` where it is no JSON object."""
+        try:
+            found = json.loads(self.files[Path(self.value("--dataset_config"))])
+        except ValueError as error:
+            raise BadInput(f"the dataset's description is no JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise BadInput("the dataset's description is no JSON object: begin it with '{'")
+        return found

@@ -40,8 +40,11 @@ def die_with_parent(parent: int) -> None:
 
     On Linux the kernel does it. It counts the *thread* that started this process as the parent: that thread
     must wait for it. Elsewhere, and where another process stands in between (a wrapper around Python),
-    a thread waits for the end of standard input, a pipe whose other end only the parent holds.
+    a thread waits for the end of standard input, a pipe whose other end only the parent holds. On Windows
+    the parent holds a job object instead: a read that waits would block what the script starts there.
     """
+    if sys.platform == "win32":
+        return
     above = os.getppid()
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -56,7 +59,7 @@ def _end_with_input() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 1 << 16):
             pass
-    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+    if sys.platform != "win32" and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)  # with what the script started
     os._exit(1)
 

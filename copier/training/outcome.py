@@ -24,9 +24,7 @@ def expected_targets(command: TrainingCommand, checkpoint: Header) -> frozenset[
 
     Known for ``networks.lora`` with one rank for all blocks (``create_network`` in v0.10.1's ``lora.py``).
     """
-    arguments = {
-        one.partition("=")[0]: one.partition("=")[2] for one in command.values("--network_args") or ()
-    }
+    arguments = command.network_arguments
     if (
         command.value("--network_module") != "networks.lora"
         or command.values("--dim_from_weights") is not None

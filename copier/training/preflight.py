@@ -11,12 +11,14 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from copier.checkpoint.family import Family, Kind, detect
+from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import ITEM_BYTES, Header, read_header
 from copier.checkpoint.shapes import sd1_problem
 from copier.checkpoint.targets import written_names
 from copier.errors import BadCheckpoint, BadInput, BadPicture
-from copier.images.pairs import SIDE_MULTIPLE, Note, read_picture
-from copier.training.command_parts import TrainingCommand, TrainingPicture
+from copier.images.pairs import Note, check_size, read_picture
+from copier.ops.lora_reader import LoraReader
+from copier.training.command_parts import PictureCopy, TrainingCommand
 from copier.training.machine import Device, free_disk, free_memory
 from copier.training.outcome import expected_targets
 
@@ -45,7 +47,7 @@ def check_checkpoint(command: TrainingCommand) -> Header:
         BadInput: there is no such file, or the options contradict it.
         BadCheckpoint: it is damaged, no checkpoint, incomplete, or of another family.
     """
-    path = Path(command.value("--pretrained_model_name_or_path"))
+    path = command.checkpoint
     header = read_header(path)
     identity, name = detect(header), path.name
     if identity.kind is not Kind.CHECKPOINT:
@@ -59,11 +61,13 @@ def check_checkpoint(command: TrainingCommand) -> Header:
     for detail in ("quantised", "refiner"):
         if found := identity.details.get(detail):
             raise BadCheckpoint(f"{name!r} cannot be trained: it is or has {found}")
+    if identity.layout == "diffusers":
+        raise BadCheckpoint(f"{name!r} is a part of a diffusers model: choose the model as a single file")
+    if identity.layout != "ldm" and identity.family not in (Family.SD3, Family.FLUX):
+        raise BadCheckpoint(f"{name!r} has no text encoder in it: choose a checkpoint that has one")
     if "vae" in identity.details and identity.family not in (Family.SD3, Family.FLUX):
         # Also where --vae names another one: the loader reads the checkpoint's own first.
         raise BadCheckpoint(f"{name!r} has no autoencoder (VAE) in it: choose a checkpoint that has one")
-    if identity.layout == "diffusers":
-        raise BadCheckpoint(f"{name!r} is a part of a diffusers model: choose the model as a single file")
     if identity.family is Family.SD1 and (problem := sd1_problem(header)):
         raise BadCheckpoint(f"{name!r} {problem}: download it again, or choose another checkpoint")
     second = command.values("--v2") is not None
@@ -79,79 +83,69 @@ def _right_script(family: Family) -> str:
     return f"{script} is the one for it" if script else "choose another checkpoint"
 
 
-def check_pictures(
-    pictures: Sequence[TrainingPicture], dataset: Mapping[str, Any], *, note: Note
-) -> tuple[tuple[int, int], ...]:
+def check_loras(command: TrainingCommand, checkpoint: Header) -> None:
+    """Check the LoRAs that are merged beneath, or trained further, from their headers.
+
+    Raises:
+        BadInput, BadCheckpoint: one is missing, damaged, of a layout that sd-scripts does not read (it would
+            merge nothing, silently), or does not fit the checkpoint.
+    """
+    for name in (*(command.values("--base_weights") or ()), *(command.values("--network_weights") or ())):
+        with LoraReader(name) as reader:
+            if reader.layout != "kohya":
+                raise BadInput(
+                    f"{reader.path.name!r} is a LoRA in the layout {reader.layout}, and sd-scripts reads "
+                    "kohya's only: rewrite it with `copier resize`"
+                )
+            require_modules_fit(reader.shapes, reader.family, checkpoint)
+
+
+def check_pictures(command: TrainingCommand, *, note: Note) -> tuple[tuple[int, int], ...]:
     """The sizes (width, height) of the pictures, each decoded to its last byte.
 
     Raises:
-        BadInput: there is none, a caption is empty, or a subset names a folder without pictures.
+        BadInput: there is none, or a folder of the dataset has none.
         BadPicture: one cannot be decoded, or its size is not one that is trained without scaling it.
     """
-    if not pictures:
+    if not command.pictures:
         raise BadInput("there is no picture to train on: give at least one")
+    wanted = _resolutions(command.dataset())
     sizes = []
-    wanted = _resolutions(dataset)
-    for picture in pictures:
-        if picture.caption is not None and not picture.caption.strip():
-            raise BadInput(
-                f"the caption of {str(picture.path)!r} is empty: write one, or remove the caption file"
-            )
-        if picture.folder not in wanted:
-            raise BadInput(
-                f"no subset of the dataset has the folder {picture.folder!r} of {picture.path.name!r}"
-            )
-        size = read_picture(picture.path, note=note).size
-        _check_side(size, picture.path)
-        _check_resolution(size, wanted[picture.folder], picture.path)
-        sizes.append(size)
-    if empty := sorted(set(wanted) - {picture.folder for picture in pictures}):
-        # sd-scripts leaves such a folder out, and with no other one ends well without training.
-        raise BadInput(f"the dataset names the folder {empty[0]!r}, for which there are no pictures")
+    for picture in command.pictures:
+        folder = picture.place.parent
+        image = read_picture(picture.source, note=note)
+        check_size(image, picture.source.name)
+        if folder not in wanted:
+            raise BadInput(f"the dataset does not name the folder {str(folder)!r}: add it there")
+        _check_resolution(image.size, wanted[folder], picture.source)
+        sizes.append(image.size)
+    if empty := sorted(set(wanted) - {picture.place.parent for picture in command.pictures}):
+        # sd-scripts leaves such a folder out, and where there is no other it ends well without training.
+        raise BadInput(f"the dataset names the folder {str(empty[0])!r}, which has no picture: give one")
     return tuple(sizes)
 
 
-def check_pairs(pairs: Sequence[tuple[Path, Path]], *, note: Note) -> None:
-    """Raise ``BadPicture`` unless the two pictures of each pair have one size."""
-    for a, b in pairs:
-        first, second = read_picture(a, note=note).size, read_picture(b, note=note).size
-        if first != second:
-            raise BadPicture(
-                f"{a.name!r} is {first[0]} x {first[1]} px and {b.name!r} is {second[0]} x {second[1]} px: "
-                "a pair must have one size; make B by editing a copy of A"
+def check_captions(command: TrainingCommand) -> None:
+    """Raise ``BadInput`` for a caption file without any line, where sd-scripts has an AssertionError."""
+    copies = {picture.place.with_suffix(""): picture.source for picture in command.pictures}
+    for path, text in command.files.items():
+        source = copies.get(path.with_suffix(""))
+        if source is not None and not text:
+            raise BadInput(
+                f"the caption of {source.name!r} has not even an empty line: write one, or leave the caption "
+                "file out"
             )
 
 
-def cropped_and_padded(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The nearest sizes that can be trained: one to crop to, one to pad to."""
-    crop = tuple(max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in size)
-    pad = tuple(-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in size)
-    return (crop[0], crop[1]), (pad[0], pad[1])
-
-
-def _check_side(size: tuple[int, int], path: Path) -> None:
-    crop, pad = cropped_and_padded(size)
-    if crop == size:
-        return
-    offers = f"pad it to {pad[0]} x {pad[1]}"
-    if min(size) >= SIDE_MULTIPLE:
-        offers = f"crop it to {crop[0]} x {crop[1]}, or {offers}"
-    raise BadPicture(
-        f"{path.name!r} is {size[0]} x {size[1]} px: both sides must be multiples of {SIDE_MULTIPLE}; "
-        f"{offers} (both pictures of a pair alike)"
-    )
-
-
-def _resolutions(dataset: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
+def _resolutions(dataset: Mapping[str, Any]) -> dict[Path, tuple[int, int] | None]:
     """Folder -> the size that its pictures are brought to; None where buckets take several sizes."""
-    general = dataset.get("general", {})
-    found: dict[str, tuple[int, int] | None] = {}
+    found: dict[Path, tuple[int, int] | None] = {}
     for one in dataset.get("datasets", ()):
-        merged = {**general, **one}
+        merged = {**dataset.get("general", {}), **one}
         side = merged.get("resolution")
         for subset in one.get("subsets", ()):
             fixed = side is not None and not merged.get("enable_bucket", False)
-            found[subset["image_dir"]] = _pair(side) if fixed else None
+            found[Path(subset["image_dir"])] = _pair(side) if fixed else None
     return found
 
 
@@ -170,7 +164,7 @@ def _check_resolution(size: tuple[int, int], wanted: tuple[int, int] | None, pat
 
 def disk_needed(command: TrainingCommand, checkpoint: Header, sizes: Sequence[tuple[int, int]]) -> int:
     """Bytes that the run writes at most: copies of the pictures, their latents, and every saved LoRA."""
-    rank = max(int(value) for value in _ranks(command))
+    rank = max(command.number("--network_dim", _DEFAULT_RANK), _conv_rank(command))
     names, expected = written_names(checkpoint), expected_targets(command, checkpoint)
     shapes = [
         checkpoint.tensors[target.key].shape
@@ -179,18 +173,15 @@ def disk_needed(command: TrainingCommand, checkpoint: Header, sizes: Sequence[tu
     ]
     item = 2 if command.value("--save_precision") in ("fp16", "bf16") else 4
     lora = item * rank * sum(shape[0] + math.prod(shape[1:]) for shape in shapes)
-    steps, every = (
-        int(command.value("--max_train_steps", "0")),
-        int(command.value("--save_every_n_steps", "0")),
-    )
+    steps, every = command.number("--max_train_steps", 0), command.number("--save_every_n_steps", 0)
     saves = 2 + (steps // every if every else 0)  # the last one twice: in the run's folder, and in its place
     # A PNG is no larger than its pixels; a pixel's share of a latent is 4 channels of 4 bytes in 64.
     return ROOM + lora * saves + sum(width * height * 5 for width, height in sizes)
 
 
-def _ranks(command: TrainingCommand) -> list[str]:
-    convs = [one for one in command.values("--network_args") or () if one.startswith("conv_dim=")]
-    return [command.value("--network_dim", str(_DEFAULT_RANK)), *(one.partition("=")[2] for one in convs)]
+def _conv_rank(command: TrainingCommand) -> int:
+    text = command.network_arguments.get("conv_dim", "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def check_disk(needed: int, *folders: Path) -> None:
@@ -243,31 +234,29 @@ def check_device(command: TrainingCommand, device: Device) -> tuple[str, ...]:
 
 
 def preflight(
-    command: TrainingCommand,
-    pictures: Sequence[TrainingPicture],
-    *,
-    device: Device,
-    folders: Sequence[Path],
+    command: TrainingCommand, *, device: Device, folders: Sequence[Path]
 ) -> tuple[Header, tuple[str, ...]]:
-    """Everything above; the checkpoint's header, and notes for the user.
+    """Everything above; the checkpoint's header, and notes for the user. ``folders`` are written to.
 
     Raises:
         BadInput, BadPicture, BadCheckpoint: the training would fail; nothing was started.
     """
     notes: list[str] = []
     header = check_checkpoint(command)
-    sizes = check_pictures(pictures, command.dataset, note=notes.append)
+    check_loras(command, header)
+    sizes = check_pictures(command, note=notes.append)
+    check_captions(command)
     notes += check_device(command, device)
     check_disk(disk_needed(command, header, sizes), *folders)
     check_memory(memory_needed(header, device))
     return header, tuple(notes)
 
 
-def copy_picture(picture: TrainingPicture, place: Path) -> None:
-    """Write the picture to ``place`` as PNG: upright, for sd-scripts ignores the EXIF orientation."""
-    if picture.mask:
-        with Image.open(picture.path) as original:
+def copy_picture(picture: PictureCopy) -> None:
+    """Write the copy: as PNG, and upright, for sd-scripts ignores the EXIF orientation."""
+    if picture.alpha:
+        with Image.open(picture.source) as original:
             image = (ImageOps.exif_transpose(original) or original).convert("RGBA")
     else:
-        image = read_picture(picture.path, note=lambda _: None)
-    image.save(place, format="PNG", compress_level=1)
+        image = read_picture(picture.source, note=lambda _: None)
+    image.save(picture.place, format="PNG", compress_level=1)

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.targets import Target
@@ -27,11 +26,11 @@ from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
 from copier.temporary import create_temporary, move_into_place, remove_leftovers
 from copier.training import launcher
-from copier.training.command_parts import TrainingCommand, TrainingPicture
+from copier.training.command_parts import TrainingCommand
 from copier.training.machine import Device, find_device
 from copier.training.outcome import expected_targets, verify_lora
 from copier.training.preflight import copy_picture, preflight
-from copier.training.process import Child, StopTimes, available_cores, describe_exit, quoted
+from copier.training.process import Child, StopTimes, available_cores, quoted
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +41,33 @@ SILENT_SECONDS = 1800.0
 """A child that writes nothing for so long is taken for hung. On a processor one step can take minutes."""
 STOP_TIMES = StopTimes(interrupt=0.0, terminate=3.0, kill=5.0)
 """TERM ends sd-scripts within half a second; INT does nothing where the parent ignored it."""
-NAN_STATES = 10
-"""So many states of the progress bar in a row without a loss that is a number (two a step) end a training."""
 LIST_SECONDS = 300.0
 LOG_NAME = "train.log"
 
 _STEP_FILE = re.compile(r"-step(\d+)\.safetensors$")  # train_util.py: STEP_FILE_NAME
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_DISTRIBUTED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_NOT_INHERITED = {
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("COLUMNS", "LINES"),
+}
 
-ReadLine = Callable[[str], Iterable[ProgressEvent]]
-"""What a line, or a state of a progress bar, says about the training."""
-Remedy = Callable[[int | None, Sequence[str]], str]
-"""What to do about a failure, from the exit code (None: it was ended) and the last lines; "": unknown."""
+Explain = Callable[[Sequence[str], int | None], CopierError]
+"""The error of a training that failed, with its remedy: from the last lines, and the exit code (None: it was
+ended)."""
 SampleSeen = Callable[[Path], None]
 SavedSeen = Callable[[Path, int], bool]
 """Gets a LoRA that verifies and the step at which it was saved; True ends the training with this LoRA."""
+
+
+class LineReader(Protocol):
+    """Makes progress events of what the trainer says; it may keep what was said before."""
+
+    @property
+    def broken_at(self) -> int | None:
+        """The step at which the loss was no number; None as long as every loss is one."""
+
+    def feed(self, line: str) -> Iterable[ProgressEvent]:
+        """The events of one line, or state of a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +104,21 @@ class SdScripts:
 
     def launch(self, script: str, *options: str, arguments: Sequence[str] = ()) -> list[str]:
         """The command line that runs a script of it with ``arguments``; ``options`` are the launcher's."""
-        command = [self.python, launcher.__file__, "--sd-scripts", str(self.folder), "--script", script]
+        command = [self.python, launcher.__file__, "--sd-scripts", str(self.folder.absolute())]
         for name, path in (("--overlay", self.overlay), ("--stand-in", self.stand_in)):
-            command += [name, str(path)] if path else []
+            command += [name, str(path.absolute())] if path else []
+        command += ["--script", script]
         return [*command, *options, "--", *arguments]
 
     def environment(self) -> dict[str, str]:
-        """The child's environment: ours, less what an ``accelerate launch`` of the host left in it."""
+        """The child's environment: ours, less what an ``accelerate launch`` of the host left in it.
+
+        And less the size of a terminal: tqdm would cut its bar to it.
+        """
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if name not in _DISTRIBUTED and not name.startswith("ACCELERATE_")
+            if name not in _NOT_INHERITED and not name.startswith("ACCELERATE_")
         }
         return {
             **inherited,
@@ -120,14 +134,16 @@ class SdScripts:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One training: what the script is told, on which pictures, and where the LoRA goes.
+    """One training: its command, where the LoRA goes in the end, and the run's own folder.
 
-    ``output`` must not exist; its name without ending is the LoRA's name. ``folder`` is the run's own;
-    ``stage`` is the name that its progress events bear.
+    ``output`` must not exist. What the command writes, and the files that it needs, lie in ``work``.
+    ``stage`` is the name that the events of this module bear.
+
+    Raises:
+        BadInput: ``output`` has another ending, or a file of the command lies elsewhere.
     """
 
     command: TrainingCommand
-    pictures: tuple[TrainingPicture, ...]
     output: Path
     folder: Path
     stage: str = "train"
@@ -135,6 +151,16 @@ class TrainingJob:
     def __post_init__(self) -> None:
         if self.output.suffix != ".safetensors":
             raise BadInput(f"{self.output.name!r} does not end with .safetensors: choose such a name")
+        work = os.path.abspath(self.work)
+        places = [*self.command.files, *(picture.place for picture in self.command.pictures)]
+        for place in (*places, self.command.output):
+            if not place.is_absolute() or not Path(os.path.abspath(place)).is_relative_to(work):
+                raise BadInput(f"{str(place)!r} is not in {work!r}, where the run's files are: put it there")
+
+    @property
+    def work(self) -> Path:
+        """The folder that is there while the training runs."""
+        return self.folder / "work"
 
 
 @dataclass(frozen=True)
@@ -173,8 +199,8 @@ def train(
     job: TrainingJob,
     trainer: SdScripts,
     *,
-    read_line: ReadLine,
-    remedy: Remedy,
+    reader: LineReader,
+    explain: Explain,
     device: Device | None = None,
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
@@ -189,8 +215,8 @@ def train(
 
     Raises:
         BadInput, BadPicture, BadCheckpoint: the check before the start failed; nothing was started.
-        TrainingFailed: the child crashed, hung, learnt nothing or wrote no LoRA that verifies; the message
-            has its last lines and a remedy.
+        TrainingFailed, or what ``explain`` makes of it: the child crashed, hung, learnt nothing or wrote no
+            LoRA that verifies; the message has its last lines and a remedy.
         Cancelled: the token was set; no child is left and no part of a file.
     """
     started = time.monotonic()
@@ -202,104 +228,55 @@ def train(
         raise BadInput(f"there is no {job.command.script} in {str(trainer.folder)!r}: install sd-scripts")
     header, notes = preflight(
         job.command,
-        job.pictures,
         device=device or find_device(trainer.python),
         folders=(job.folder, job.output.parent),
     )
     for note in notes:
         observer(ProgressEvent(job.stage, message=note))
     cancel.check()
-    work = job.folder / "work"
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(job.work, ignore_errors=True)  # of a run that was killed
     try:
-        work.mkdir(parents=True)
-        listener = _Listener(read_line, observer)
-        files = _Files(job, work / "out", header, on_sample, on_saved)
-        lora = _run(job, trainer, _arguments(job, work), listener, files, remedy, cancel)
+        _lay_out(job)
+        files = _Files(job, header, on_sample, on_saved)
+        lora = _run(job, trainer, _Listener(reader, observer), files, explain, cancel)
         cancel.check()
-        job.output.parent.mkdir(parents=True, exist_ok=True)
         _put(lora, job.output)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(job.work, ignore_errors=True)
     seconds = time.monotonic() - started
     return Trained(job.output, job.folder / LOG_NAME, tuple(files.samples), tuple(files.saved), seconds)
 
 
-def _arguments(job: TrainingJob, work: Path) -> list[str]:
-    """Lay out the run's files in ``work``; the script's whole command line."""
-    _write_pictures(job, work)
-    dataset = work / "dataset.json"
-    dataset.write_text(json.dumps(_placed(job.command.dataset, work), indent=1), encoding="utf-8")
-    out = work / "out"
-    out.mkdir()
-    arguments = [*job.command.argv, f"--dataset_config={dataset}", f"--output_dir={out}"]
-    # With "=": a name may begin with a dash.
-    arguments += [f"--output_name={job.output.stem}", "--save_model_as=safetensors"]
-    if job.command.sample_prompts:
-        prompts = work / "prompts.txt"
-        prompts.write_text("\n".join(job.command.sample_prompts) + "\n", encoding="utf-8")
-        arguments.append(f"--sample_prompts={prompts}")
-    return arguments
-
-
-def _write_pictures(job: TrainingJob, work: Path) -> None:
-    endings = _caption_endings(job.command.dataset)
-    for number, picture in enumerate(job.pictures):
-        folder = work / picture.folder
-        if not folder.resolve().is_relative_to(work.resolve()) or folder.resolve() == work.resolve():
-            raise BadInput(
-                f"the folder {picture.folder!r} of a picture is not within the run's: name one there"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        copy_picture(picture, folder / f"{number:04d}.png")
-        if picture.caption is not None:
-            place = folder / f"{number:04d}{endings[picture.folder]}"
-            place.write_text(picture.caption, encoding="utf-8")
-
-
-def _caption_endings(dataset: Mapping[str, Any]) -> dict[str, str]:
-    """Folder -> the ending of its caption files: the subset's, the dataset's, the general one, or .txt."""
-    general = dataset.get("general", {})
-    return {
-        subset["image_dir"]: {"caption_extension": ".txt", **general, **one, **subset}["caption_extension"]
-        for one in dataset.get("datasets", ())
-        for subset in one.get("subsets", ())
-    }
-
-
-def _placed(dataset: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """The dataset with the folders' whole paths, and the ending of the captions stated in every subset."""
-    endings = _caption_endings(dataset)
-    plain: dict[str, Any] = json.loads(json.dumps(dataset, default=_as_plain))
-    for one in plain.get("datasets", ()):
-        for subset in one.get("subsets", ()):
-            # Without it sd-scripts looks for .caption.
-            subset["caption_extension"] = endings[subset["image_dir"]]
-            subset["image_dir"] = str(work / subset["image_dir"])
-    return plain
-
-
-def _as_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"no JSON: {value!r}")
+def _lay_out(job: TrainingJob) -> None:
+    """Write the files and the copies of the pictures; raises ``TrainingFailed`` where the disk refuses."""
+    try:
+        job.command.output.parent.mkdir(parents=True)
+        for path, text in job.command.files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        for picture in job.command.pictures:
+            picture.place.parent.mkdir(parents=True, exist_ok=True)
+            copy_picture(picture)
+    except OSError as error:
+        raise TrainingFailed(
+            f"{str(job.work)!r} cannot be written ({error}): free some room, or choose another folder"
+        ) from error
 
 
 def _run(
     job: TrainingJob,
     trainer: SdScripts,
-    arguments: Sequence[str],
     listener: _Listener,
     files: _Files,
-    remedy: Remedy,
+    explain: Explain,
     cancel: CancelToken,
 ) -> Path:
     """Run the child to its end; the LoRA that verifies, still in the run's folder."""
     options = ["--parent", str(os.getpid()), *(["--skip-init"] if trainer.skip_init else [])]
-    options += ["--accelerate", str(trainer.accelerate)] if trainer.accelerate else []
+    options += ["--accelerate", str(trainer.accelerate.absolute())] if trainer.accelerate else []
     try:
         child = Child(
-            trainer.launch(job.command.script, *options, arguments=arguments),
+            trainer.launch(job.command.script, *options, arguments=job.command.argv),
             environment=trainer.environment(),
             folder=job.folder,
             log_path=job.folder / LOG_NAME,
@@ -311,19 +288,18 @@ def _run(
             "the Python interpreter"
         ) from error
     try:
-        chosen = _watch(child, trainer, listener, files, remedy, cancel)
+        chosen = _watch(child, trainer, listener, files, explain, cancel)
     finally:
         child.stop(trainer.times)
     if chosen is not None:
         return chosen
     files.look(ended=True)
-    problem = f"the training {describe_exit(child.exit_code)}"
-    if child.exit_code == 0:
-        if files.lora.is_file():
-            verify_lora(files.lora, files.checkpoint, files.expected)
-            return files.lora
-        problem = "the training ended as if all were well, but wrote no LoRA"
-    raise _failure(problem, child.exit_code, child.tail, remedy)
+    lora = job.command.output
+    if child.exit_code == 0 and lora.is_file():
+        verify_lora(lora, files.checkpoint, files.expected)
+        return lora
+    # Also with the exit code 0: so sd-scripts ends where it finds no picture.
+    raise explain(listener.last_lines(child), child.exit_code)
 
 
 def _watch(
@@ -331,7 +307,7 @@ def _watch(
     trainer: SdScripts,
     listener: _Listener,
     files: _Files,
-    remedy: Remedy,
+    explain: Explain,
     cancel: CancelToken,
 ) -> Path | None:
     """Wait for the child's end, or for a reason to end it; a saved LoRA that is good enough, or None."""
@@ -340,11 +316,12 @@ def _watch(
         if cancel.cancelled:
             raise Cancelled("stopped")
         if child.silent_seconds > trainer.silent_seconds:
-            problem = f"the training wrote nothing for {trainer.silent_seconds:g} s and was ended"
-            raise _failure(problem, None, child.tail, remedy)
-        if listener.lost:
-            problem = "the loss is no number any more, the training was ended"
-            raise _failure(problem, None, [*child.tail, listener.last], remedy)
+            raise TrainingFailed(
+                f"the training said nothing for {trainer.silent_seconds:g} s and was ended: if a step takes "
+                f"so long on this machine, allow more time, else run it again{quoted(child.tail)}"
+            )
+        if listener.reader.broken_at is not None:
+            raise explain(listener.last_lines(child), None)
         if time.monotonic() > scan:
             scan = time.monotonic() + SCAN_SECONDS
             if (chosen := files.look(ended=False)) is not None:
@@ -353,37 +330,30 @@ def _watch(
     return None
 
 
-def _failure(problem: str, exit_code: int | None, lines: Sequence[str], remedy: Remedy) -> TrainingFailed:
-    what = remedy(exit_code, lines) or "run it again; if it happens again, its log says more"
-    return TrainingFailed(f"{problem}: {what}{quoted(lines)}")
-
-
 class _Listener:
-    """Turns what the child says into progress events, and notices a loss that is no number."""
+    """Passes on as progress events what the child says, and keeps the last state of its progress bar."""
 
-    def __init__(self, read_line: ReadLine, observer: Observer) -> None:
-        self._read_line, self._observer = read_line, observer
-        self._unread = False
-        self._lost_states = 0
-        self.last = ""
-
-    @property
-    def lost(self) -> bool:
-        """Whether the loss has been no number for long."""
-        return self._lost_states >= NAN_STATES
+    def __init__(self, reader: LineReader, observer: Observer) -> None:
+        self.reader = reader
+        self._observer = observer
+        self._failed = False
+        self._last = ""
 
     def hear(self, text: str) -> None:
         """One line or state of a progress bar; never fails: the child would wait for its reader forever."""
-        self.last = text
+        self._last = text
         try:
-            for event in self._read_line(text):
-                if event.loss is not None:
-                    self._lost_states = 0 if math.isfinite(event.loss) else self._lost_states + 1
+            for event in self.reader.feed(text):
                 self._observer(event)
         except Exception:
-            if not self._unread:
-                self._unread = True
+            if not self._failed:
+                self._failed = True
                 log.exception("a line of the trainer could not be read: %s", text[:200])
+
+    def last_lines(self, child: Child) -> list[str]:
+        """The last lines, and what was said last: a state of the progress bar may tell the reason."""
+        lines = child.tail
+        return lines if self._last in lines[-1:] else [*lines, self._last]
 
 
 class _Files:
@@ -392,19 +362,18 @@ class _Files:
     def __init__(
         self,
         job: TrainingJob,
-        out: Path,
         checkpoint: Header,
         on_sample: SampleSeen | None,
         on_saved: SavedSeen | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.expected: frozenset[Target] | None = expected_targets(job.command, checkpoint)
-        self.lora = out / job.output.name
         self.samples: list[Path] = []
         self.saved: list[Path] = []
-        self._out, self._folder = out, job.folder
+        self._lora, self._folder = job.command.output, job.folder
         self._on_sample, self._on_saved = on_sample, on_saved
         self._before: dict[Path, tuple[int, int]] = {}
+        self._refused: set[Path] = set()
 
     def look(self, *, ended: bool) -> Path | None:
         """Report what is new; a saved LoRA with which the training may end, or None.
@@ -418,7 +387,7 @@ class _Files:
                     self._on_sample(self.samples[-1])
         for path in self._whole("*.safetensors", ended=ended):
             step = _STEP_FILE.search(path.name)
-            if step is None or path == self.lora or not self._verifies(path):
+            if step is None or path == self._lora or path in self._refused or not self._verifies(path):
                 continue
             self.saved.append(self._moved(path, "saved"))
             if self._on_saved and self._on_saved(self.saved[-1], int(step[1])):
@@ -426,8 +395,11 @@ class _Files:
         return None
 
     def _whole(self, pattern: str, *, ended: bool) -> Iterator[Path]:
-        for path in sorted(self._out.glob(pattern)):
-            status = path.stat()
+        for path in sorted(self._lora.parent.glob(pattern)):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # the script keeps the last few only
             state = (status.st_size, status.st_mtime_ns)
             if ended or self._before.get(path) == state:
                 yield path
@@ -442,6 +414,7 @@ class _Files:
             verify_lora(path, self.checkpoint, self.expected)
         except TrainingFailed as error:
             log.warning("%s is left out: %s", path.name, error)
+            self._refused.add(path)
             return False
         return True
 
@@ -459,14 +432,25 @@ def _ends_as_png(path: Path) -> bool:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Copy ``source`` to ``target``, which is whole or absent; they may be on two disks."""
-    remove_leftovers(target)
-    file, place = create_temporary(target)
+    """Copy ``source`` to ``target``, which is whole or absent; they may be on two disks.
+
+    Raises:
+        TrainingFailed: it cannot be written there.
+    """
     try:
-        with file:
-            with open(source, "rb") as whole, open(file.fileno(), "wb", closefd=False) as copy:
-                shutil.copyfileobj(whole, copy, 1 << 22)
-            os.fsync(file.fileno())
-            move_into_place(file, place, target)
-    finally:
-        place.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        file, place = create_temporary(target)
+        try:
+            with file:
+                with open(source, "rb") as whole, open(file.fileno(), "wb", closefd=False) as copy:
+                    shutil.copyfileobj(whole, copy, 1 << 22)
+                os.fsync(file.fileno())
+                move_into_place(file, place, target)
+        finally:
+            place.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingFailed(
+            f"the LoRA cannot be written to {str(target)!r} ({error}): free some room, or choose another "
+            "folder"
+        ) from error

@@ -99,7 +99,7 @@ def train(arguments: argparse.Namespace) -> None:
         if arguments.save_every_n_steps and step % arguments.save_every_n_steps == 0:
             save(out / f"{name}-step{step:08d}.safetensors")
         if arguments.sample_every_n_steps and step % arguments.sample_every_n_steps == 0:
-            # On the line of the bar: nobody ended it.
+            # Nobody ended the line of the bar.
             sys.stderr.write("INFO generating sample images at step / サンプル画像生成 ステップ\n")
             draw(out / "sample" / f"{name}_{step:06d}_00_20260101000000_1.png")
     if "mute-exit" not in WORDS:
@@ -112,7 +112,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     arguments = setup_parser().parse_args()
     if "child" in WORDS:
-        subprocess.Popen([sys.executable, "-S", "-c", IGNORER])
+        # The folder is for the tests: they look for it in the table of processes.
+        subprocess.Popen([sys.executable, "-S", "-c", IGNORER, arguments.output_dir])
     print("prepare tokenizer")
     if not pictures(arguments.dataset_config):
         print("No data found. Please verify arguments (train_data_dir must be the parent of folders)")

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from copier.training import launcher
 
 LAUNCHER = Path(launcher.__file__)
-SD_SCRIPTS = Path(os.environ.get("COPIER_SD_SCRIPTS_DIR", "vendor/sd-scripts"))
+SD_SCRIPTS = Path(
+    os.environ.get("COPIER_SD_SCRIPTS_DIR", Path(__file__).parents[2] / "vendor" / "sd-scripts")
+)
 
 SCRIPT = """
 import argparse, json, sys
@@ -68,24 +71,24 @@ def overlay(tmp_path: Path) -> Path:
     return written(tmp_path / "overlay 雪", library="WHO = 'overlay'", wrapped="WHO = 'overlay'")
 
 
-def launch(*arguments: object, script_arguments: tuple[str, ...] = (), **options: object):  # type: ignore[no-untyped-def]
+def launch(*arguments: object, script_arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, str(LAUNCHER), *map(str, arguments), "--", *script_arguments]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": ""}
-    return subprocess.run(command, capture_output=True, timeout=60, env=environment, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, timeout=60, env=environment)
 
 
-def answer(*arguments: object, **options: object) -> dict[str, object]:
-    done = launch(*arguments, **options)
+def answer(*arguments: object, script_arguments: tuple[str, ...] = ()) -> dict[str, Any]:
+    done = launch(*arguments, script_arguments=script_arguments)
     assert done.returncode == 0, done.stderr.decode()
-    told: dict[str, object] = json.loads(done.stdout.decode("utf-8"))
+    told: dict[str, Any] = json.loads(done.stdout.decode("utf-8"))
     return told
 
 
 def test_the_overlay_comes_first_and_the_scripts_folder_second(scripts: Path, overlay: Path) -> None:
     told = answer("--overlay", overlay, "--sd-scripts", scripts, "--script", "toy.py")
-    assert told["path"][:2] == [str(overlay), str(scripts)]  # type: ignore[index]
+    assert told["path"][:2] == [str(overlay), str(scripts)]
     assert told["library"] == "overlay"
-    assert str(LAUNCHER.parent) not in told["path"]  # type: ignore[operator]
+    assert str(LAUNCHER.parent) not in told["path"]
 
 
 def test_a_stand_in_comes_before_both(scripts: Path, overlay: Path, tmp_path: Path) -> None:
@@ -177,6 +180,32 @@ def test_initialisation_is_skipped_in_the_loader_and_nowhere_else(tmp_path: Path
     assert skipped.stdout.split() == [b"True", b"p", b"True", b"False"]
 
 
+ACCELERATE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 1
+use_cpu: true
+"""
+
+
+def test_accelerate_starts_the_launcher_again_with_everything(
+    scripts: Path, overlay: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    config = tmp_path / "my config.yaml"
+    config.write_text(ACCELERATE, encoding="utf-8")
+    given = ("--network_dim", "4", "--", "naïve 雪")
+    told = answer(
+        *("--overlay", overlay, "--sd-scripts", scripts, "--script", "toy.py", "--accelerate", config),
+        script_arguments=given,
+    )
+    assert told["argv"] == [str(scripts / "toy.py"), *given]
+    assert told["path"][:2] == [str(overlay), str(scripts)]
+    assert told["second"] == ["Transformer"]
+
+
 def test_it_needs_nothing_but_the_standard_library() -> None:
     code = f"import sys, runpy\nruntime = runpy.run_path({str(LAUNCHER)!r})\nprint('copier' in sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, check=True)
@@ -188,16 +217,23 @@ def test_it_needs_nothing_but_the_standard_library() -> None:
     any(importlib.util.find_spec(name) is None for name in ("diffusers", "einops", "cv2")),
     reason="needs the packages of sd-scripts",
 )
-def test_sd_scripts_own_network_does_not_grow() -> None:
-    script = (
+def test_sd_scripts_own_network_does_not_grow(tmp_path: Path) -> None:
+    code = (
         "import networks.lora as lora\nkind = lora.LoRANetwork\n"
         "t = kind.UNET_TARGET_REPLACE_MODULE\nt += kind.UNET_TARGET_REPLACE_MODULE_CONV2D_3X3\n"
-        "print(len(t), len(kind.UNET_TARGET_REPLACE_MODULE))\n"
+        "print('COUNTS', len(t), len(kind.UNET_TARGET_REPLACE_MODULE))\n"
     )
-    probe = SD_SCRIPTS / "probe_copier.py"
-    probe.write_text(script, encoding="utf-8")
-    try:
-        done = launch("--sd-scripts", SD_SCRIPTS, "--script", probe.name)
-    finally:
-        probe.unlink()
-    assert done.stdout.split() == [b"4", b"1"]
+    probe = written(tmp_path, probe=code) / "probe.py"
+    done = launch("--sd-scripts", SD_SCRIPTS, "--script", probe)
+    assert b"COUNTS 4 1" in done.stdout, done.stderr.decode()
+
+
+@pytest.mark.sd_scripts
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("diffusers", "einops", "cv2")),
+    reason="needs the packages of sd-scripts",
+)
+@pytest.mark.parametrize("script", ["train_network.py", "sdxl_train_network.py"])
+def test_sd_scripts_own_options_are_listed(script: str) -> None:
+    done = launch("--sd-scripts", SD_SCRIPTS, "--script", script, "--list-options")
+    assert {"--network_dim", "--base_weights", "--dataset_config"} <= set(json.loads(done.stdout))
