@@ -171,21 +171,26 @@ def _as_rgb(image: Image.Image, name: str, note: Note) -> Image.Image:
     return plain
 
 
-def _nearest_side(side: int) -> int:
-    return max(SIDE_MULTIPLE, round(side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+def cropped_and_padded(size: tuple[int, int]) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """The sizes to which a picture of ``size`` can be cropped (None: it is too small) and padded."""
+    (width, height), multiple = size, SIDE_MULTIPLE
+    crop = (width // multiple * multiple, height // multiple * multiple)
+    pad = (-(-width // multiple) * multiple, -(-height // multiple) * multiple)
+    return (crop if min(crop) else None), pad
 
 
 def check_size(image: Image.Image, name: str = "the picture") -> None:
     """Raise ``BadPicture`` unless both sides of ``image`` are multiples of 64, at least 64.
 
-    ``name`` is what the message calls it.
+    ``name`` is what the message calls it. It offers a crop and a pad: nothing is ever scaled silently.
     """
-    width, height = image.size
-    if min(width, height) >= SIDE_MULTIPLE and not (width % SIDE_MULTIPLE or height % SIDE_MULTIPLE):
+    crop, pad = cropped_and_padded(image.size)
+    if crop == image.size:
         return
+    offer = f"crop it to {crop[0]} x {crop[1]} or pad it" if crop else "pad it"
     raise BadPicture(
-        f"{name} is {width} x {height} px: both sides must be multiples of {SIDE_MULTIPLE}, at least "
-        f"{SIDE_MULTIPLE}; crop or scale it, for instance to {_nearest_side(width)} x {_nearest_side(height)}"
+        f"{name} is {image.width} x {image.height} px: both sides must be multiples of {SIDE_MULTIPLE}, at "
+        f"least {SIDE_MULTIPLE}; {offer} to {pad[0]} x {pad[1]}, both pictures of a pair alike"
     )
 
 

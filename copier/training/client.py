@@ -15,7 +15,7 @@ from typing import Any
 from copier.errors import Cancelled, TrainingFailed
 from copier.progress import CancelToken, Observer, guarded, ignore
 from copier.training import protocol
-from copier.training.process import Child, StopTimes, describe_exit
+from copier.training.process import Child, StopTimes, available_cores, describe_exit, quoted
 from copier.training.protocol import (
     PicturesResult,
     ReconstructRequest,
@@ -31,7 +31,6 @@ POLL_SECONDS = 0.1
 CANCEL_SECONDS = 20.0
 """Time that a request has to stop between two steps before the child is ended by force."""
 CLOSE_SECONDS = 5.0
-QUOTED_LINES = 12
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -62,7 +61,7 @@ class BuiltinWorker:
             tokenizer_folder: keeps the tokenizer's files between children.
             search_path: folders that come first on the child's path, such as an overlay.
         """
-        self._threads = threads or _cores()
+        self._threads = threads or available_cores()
         self._command = [python, "-m", "copier.training.worker", "--device", device]
         self._command += ["--threads", str(self._threads)]
         if tokenizer_folder:
@@ -137,9 +136,7 @@ class BuiltinWorker:
         """What the autoencoder makes of pictures; raises as ``train``."""
         return protocol.pictures_result(self._call(request, observer, cancel))
 
-    def _call(
-        self, request: Request, observer: Observer, cancel: CancelToken | None
-    ) -> Mapping[str, Any]:
+    def _call(self, request: Request, observer: Observer, cancel: CancelToken | None) -> Mapping[str, Any]:
         if cancel:
             cancel.check()
         child = self._child
@@ -184,14 +181,7 @@ class BuiltinWorker:
             child.stop()
         how, tail = describe_exit(child.exit_code), child.tail
         self.close(force=True)
-        return TrainingFailed(f"the worker {how}: {_remedy(child.exit_code, tail)}{_quoted(tail)}")
-
-
-def _cores() -> int:
-    """The cores that this process may use, which in a container are often fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return TrainingFailed(f"the worker {how}: {_remedy(child.exit_code, tail)}{quoted(tail)}")
 
 
 def child_environment(threads: int, search_path: Sequence[Path] = ()) -> dict[str, str]:
@@ -235,8 +225,3 @@ def _remedy(exit_code: int | None, tail: Sequence[str]) -> str:
             "or resolution, or turn on gradient checkpointing"
         )
     return "run it again; if it happens again, its log says more"
-
-
-def _quoted(tail: Sequence[str]) -> str:
-    lines = [line for line in tail if line.strip()][-QUOTED_LINES:]
-    return "".join(f"\n    {line}" for line in lines)

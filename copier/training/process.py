@@ -1,7 +1,9 @@
 """A child process in a process group of its own: started, drained in the background, stopped.
 
 Standard output comes as lines; standard error is kept as its last lines, for messages, and goes to a
-log file where one is named. Stopping signals the whole group: INT, TERM, KILL, each with its time.
+log file where one is named. Where everything it says is text for people (``on_line``), both are treated
+as standard error. Stopping signals the whole group: INT, TERM, KILL, each with its time. On Windows, where
+there are no such groups, the child and all that it starts are in a job that ends with this process.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ import queue
 import re
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from copier.training import windows_job
+
 log = logging.getLogger(__name__)
 
 KEPT_LINES = 200
 """Lines of standard error that messages can quote."""
+QUOTED_LINES = 12
 _WINDOWS = os.name == "nt"
 _DRAIN_SECONDS = 2.0
 _LINE_ENDS = re.compile(rb"(\r\n|\n|\r(?!\Z))")
@@ -32,7 +39,7 @@ _LINE_ENDS = re.compile(rb"(\r\n|\n|\r(?!\Z))")
 
 @dataclass(frozen=True)
 class StopTimes:
-    """Seconds that a child has after each signal before the next one."""
+    """Seconds that a child has after each signal before the next one; 0 leaves the signal out."""
 
     interrupt: float = 2.0
     terminate: float = 5.0
@@ -53,6 +60,7 @@ class Child:
         folder: Path | None = None,
         log_path: Path | None = None,
         on_error_line: Callable[[str], None] | None = None,
+        on_line: Callable[[str], None] | None = None,
     ) -> None:
         """
         Args:
@@ -61,8 +69,13 @@ class Child:
             log_path: a file to which its standard error is appended, without progress bars.
             on_error_line: gets every line of its standard error, and every state of a progress
                 bar, at once, from a thread of this object.
+            on_line: instead of it, gets those of standard output too, one at a time; both streams are
+                kept and logged then, and ``read_line`` has nothing but the end.
         """
-        self._on_error_line = on_error_line
+        self._on_text = on_line or on_error_line
+        self._text_lock = threading.Lock()
+        self._last_output = time.monotonic()
+        self._others_ended = False
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self._log: IO[str] | None = (
@@ -83,9 +96,13 @@ class Child:
             if self._log:
                 self._log.close()
             raise
+        self._job = windows_job.enclose(self._process)
+        # The last stream to end closes the log.
+        self._open_texts = 2 if on_line else 1
+        output = self._drain_spoken_output if on_line else self._drain_output
         self._threads = [
             threading.Thread(target=target, name=f"child-{self.pid}", daemon=True)
-            for target in (self._drain_output, self._drain_errors)
+            for target in (output, self._drain_errors)
         ]
         for thread in self._threads:
             thread.start()
@@ -102,8 +119,14 @@ class Child:
 
     @property
     def tail(self) -> list[str]:
-        """The last lines of its standard error, oldest first."""
-        return list(self._tail)
+        """The last lines of its standard error (and output, with ``on_line``), oldest first."""
+        with self._text_lock:
+            return list(self._tail)
+
+    @property
+    def silent_seconds(self) -> float:
+        """Time since it last wrote anything as text for people, or since it was started."""
+        return time.monotonic() - self._last_output
 
     def send(self, line: str) -> bool:
         """Write one line to its standard input; False where it no longer reads."""
@@ -137,12 +160,17 @@ class Child:
 
     def wait(self, timeout: float) -> bool:
         """Whether it ended within ``timeout`` seconds."""
+        if not self._ends_within(timeout):
+            return False
+        for thread in self._threads:
+            thread.join(_DRAIN_SECONDS)
+        return True
+
+    def _ends_within(self, timeout: float) -> bool:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return False
-        for thread in self._threads:
-            thread.join(_DRAIN_SECONDS)
         return True
 
     def stop(self, times: StopTimes = StopTimes()) -> None:
@@ -155,18 +183,31 @@ class Child:
         for number, seconds in steps:
             if self.exit_code is not None:
                 break
+            if not seconds:
+                continue
             self._signal(number)
-            if self.wait(seconds):
-                self._signal(getattr(signal, "SIGKILL", None))  # what the child may have started
+            if self._ends_within(seconds):
                 break
+        self._end_others()  # before its streams are waited for, which they may hold open
         self.close_input()
         if not self.wait(0):
             log.error("the child process %d does not end", self.pid)
 
+    def _end_others(self) -> None:
+        """End what the child started and left: once, for later another group may bear its number."""
+        if self._others_ended or self.exit_code is None:
+            return
+        self._others_ended = True
+        if sys.platform == "win32":
+            windows_job.terminate(self._job)
+        else:
+            self._signal(getattr(signal, "SIGKILL", None))
+
     def _signal(self, number: int | None) -> None:
-        if _WINDOWS:
+        if sys.platform == "win32":
             # There are no groups to signal; CTRL_BREAK would also reach a console's other programs.
             if number == signal.SIGTERM:
+                windows_job.terminate(self._job)
                 self._process.terminate()
             return
         if number is not None:
@@ -180,26 +221,65 @@ class Child:
                 self._lines.put(line.decode("utf-8", "replace").rstrip("\r\n"))
         self._lines.put(None)
 
-    def _drain_errors(self) -> None:
-        assert self._process.stderr is not None
-        rest = b""
-        with self._process.stderr as stream, self._log or contextlib.nullcontext():
-            while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
-                *pieces, rest = _LINE_ENDS.split(rest + chunk)
-                for text, end in zip(pieces[::2], pieces[1::2], strict=True):
-                    self._error_line(text, whole=end != b"\r")
-            self._error_line(rest, whole=True)
+    def _drain_spoken_output(self) -> None:
+        self._drain_text(self._process.stdout)
+        self._lines.put(None)
 
-    def _error_line(self, raw: bytes, *, whole: bool) -> None:
-        """A line, or (not ``whole``) a state of a progress bar that the next one overwrites."""
+    def _drain_errors(self) -> None:
+        self._drain_text(self._process.stderr)
+
+    def _drain_text(self, stream: IO[bytes] | None) -> None:
+        """Lines and states of progress bars, until the stream ends."""
+        assert stream is not None
+        rest, told, returned = b"", b"", False
+        try:
+            with stream:
+                while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                    self._last_output = time.monotonic()
+                    *pieces, rest = _LINE_ENDS.split(rest + chunk)
+                    for text, end in zip(pieces[::2], pieces[1::2], strict=True):
+                        self._take_text(text, whole=end != b"\r", known=text == told)
+                        told, returned = b"", end == b"\r"
+                    # tqdm begins a state with the return: its end comes with the next one, a step later.
+                    state = rest.rstrip(b"\r")
+                    if (returned or state != rest) and state != told:
+                        self._take_text(state, whole=False)
+                        told = state
+                self._take_text(rest, whole=True, known=rest.rstrip(b"\r") == told)
+        finally:
+            with self._text_lock:
+                self._open_texts -= 1
+                if self._log and not self._open_texts:
+                    self._log.close()
+
+    def _take_text(self, raw: bytes, *, whole: bool, known: bool = False) -> None:
+        """A line, or (not ``whole``) a state of a progress bar that the next one overwrites.
+
+        ``known``: it was told as a state already.
+        """
         text = raw.decode("utf-8", "replace").rstrip()
-        if whole and text:
-            self._tail.append(text)
-            if self._log:
-                self._log.write(text + "\n")
-                self._log.flush()
-        if self._on_error_line and text:
-            self._on_error_line(text)
+        if not text:
+            return
+        with self._text_lock:
+            if whole:
+                self._tail.append(text)
+                if self._log:
+                    self._log.write(text + "\n")
+                    self._log.flush()
+            if self._on_text and not known:
+                self._on_text(text)
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which in a container are often fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quoted(lines: Sequence[str]) -> str:
+    """The last lines of a log, as the end of a message."""
+    return "".join(f"\n    {line}" for line in [line for line in lines if line.strip()][-QUOTED_LINES:])
 
 
 def describe_exit(code: int | None) -> str:

@@ -19,14 +19,24 @@ from copier.training.client import BuiltinWorker
 SIDE = 64
 
 
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    path = Path(__file__).parents[1] / "diffusion" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", path)
+def loaded(path: Path) -> ModuleType:
+    """A helper module of another folder of tests."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    return loaded(Path(__file__).parents[1] / "diffusion" / "tiny.py")
+
+
+@pytest.fixture(scope="session")
+def narrow() -> ModuleType:
+    """Keys and shapes of every family."""
+    return loaded(Path(__file__).parents[1] / "checkpoint" / "narrow_models.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -110,3 +111,80 @@ def test_exits_are_described_by_code_or_signal() -> None:
     assert describe_exit(3) == "ended with exit code 3"
     assert describe_exit(-9) == "was ended by SIGKILL"
     assert describe_exit(None) == "stopped answering"
+
+
+def test_both_streams_are_told_kept_and_logged_where_all_is_text_for_people(tmp_path: Path) -> None:
+    seen: list[str] = []
+    code = (
+        "import sys, time\nprint('one', flush=True)\ntime.sleep(0.2)\n"
+        "sys.stderr.write('50%\\r')\nsys.stderr.flush()\ntime.sleep(0.2)\n"
+        "sys.stderr.write('two\\n')\nsys.stderr.flush()\ntime.sleep(0.2)\nprint('three')"
+    )
+    child = python(code, on_line=seen.append, log_path=tmp_path / "log")
+    assert child.read_line(20) is None
+    assert child.wait(20)
+    assert seen == ["one", "50%", "two", "three"]
+    assert child.tail == ["one", "two", "three"]
+    assert (tmp_path / "log").read_text().splitlines() == ["one", "two", "three"]
+
+
+def test_a_state_is_told_when_it_comes_and_not_when_the_next_one_ends_it() -> None:
+    """As tqdm writes them: the return first. What is glued to a state is told with it."""
+    seen: list[tuple[str, float]] = []
+    code = (
+        "import sys, time\n"
+        "for text in ('\\r1%', '\\r2%', 'INFO x\\n', '\\r3%', '\\n'):\n"
+        "    sys.stderr.write(text); sys.stderr.flush(); time.sleep(0.4)\n"
+        "time.sleep(1)\n"
+    )
+    child = python(code, on_error_line=lambda text: seen.append((text, time.monotonic())))
+    assert child.wait(20)
+    ended = time.monotonic()
+    assert [text for text, _ in seen] == ["1%", "2%", "2%INFO x", "3%"]
+    assert child.tail == ["2%INFO x", "3%"]
+    assert ended - seen[-1][1] > 1.2
+
+
+def test_silence_is_counted_from_the_last_word() -> None:
+    code = "import time\nfor _ in range(4):\n    print('x', flush=True)\n    time.sleep(0.25)\ntime.sleep(60)"
+    child = python(code, on_line=lambda _: None)
+    try:
+        silences = []
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            silences.append(child.silent_seconds)
+            time.sleep(0.02)
+        assert silences[-1] > 1.0
+        assert sum(after < before for before, after in itertools.pairwise(silences)) >= 3
+    finally:
+        child.stop(QUICK)
+
+
+@posix
+def test_a_signal_without_time_is_left_out() -> None:
+    code = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\n"
+        "print('ready', flush=True)\ntime.sleep(60)"
+    )
+    child = python(code)
+    assert child.read_line(20) == "ready"
+    child.stop(StopTimes(interrupt=0, terminate=5))
+    assert child.exit_code == -signal.SIGTERM
+    assert child.read_line(5) is None
+
+
+@posix
+def test_what_a_child_left_behind_ends_when_it_is_stopped_although_it_ended_itself() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "other = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'],"
+        " stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        "print(other.pid, flush=True)"
+    )
+    child = python(code)
+    other = int(child.read_line(20) or 0)
+    assert child.wait(20) and child.exit_code == 0
+    assert alive(other)
+    child.stop(QUICK)
+    assert gone(other)
