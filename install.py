@@ -5,8 +5,8 @@ the trainer's own packages go into a folder of their own, on first use. It only 
 ``vendor/sd-scripts`` to the commit that this version of the extension names: A1111 leaves the folder of a new
 submodule empty or stale when an extension is updated, because it fetches and resets, and no more.
 
-Nothing here may hold up or fail the start of the WebUI. Where there is nothing to do it says nothing; the host
-shows what goes to standard output once the hook has ended.
+Nothing here may hold up or fail the start of the WebUI. Where there is nothing to do it says nothing; the
+host shows what goes to standard output once the hook has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 SUBMODULE = "vendor/sd-scripts"
 SCRIPT = "train_network.py"
-OWN_FOLDER = "COPIER_SD_SCRIPTS"
+OWN_FOLDER = "COPIER_SD_SCRIPTS_DIR"
 FETCH_SECONDS = 120.0
 ASK_SECONDS = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -34,7 +34,7 @@ def bring_to_pin(root: Path) -> str:
     """Fetch the submodule of the extension in ``root`` where it is missing or stale.
 
     Returns what was done, or "" where nothing was. A folder that is not git's submodule (a link, a clone of
-    the user's, unpacked files) is left alone, and with ``COPIER_SD_SCRIPTS`` none is needed.
+    the user's, unpacked files) is left alone, and with ``COPIER_SD_SCRIPTS_DIR`` none is needed.
 
     Raises:
         Unable: it is missing or stale, and stays so.
@@ -98,7 +98,8 @@ def _git(root: Path, *arguments: str, seconds: float = FETCH_SECONDS) -> str:
     kept = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
     environment = {**kept, "GIT_TERMINAL_PROMPT": "0", "GCM_INTERACTIVE": "never", "LC_ALL": "C"}
     # A stalled connection ends by itself.
-    command = ["git", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=20", "-C", str(root), *arguments]
+    patience = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=20")
+    command = ["git", *patience, "-C", str(root), *arguments]
     # Files instead of pipes: a helper of a git that was ended would keep a pipe open, and us waiting.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
@@ -116,12 +117,16 @@ def _git(root: Path, *arguments: str, seconds: float = FETCH_SECONDS) -> str:
             raise Unable(f"git did not finish within {seconds:.0f} s") from None
         if code:
             errors.seek(0)
-            lines = errors.read().decode("utf-8", "replace").split("\n")
-            said = [line.strip() for line in lines if line.strip()]
-            wanted = [line for line in said if line.startswith(("fatal:", "error:"))] or said or ["no message"]
-            raise Unable(f"git {arguments[0]} failed: {wanted[0]}")
+            raise Unable(f"git {arguments[0]} failed: {_reason(errors.read().decode('utf-8', 'replace'))}")
         output.seek(0)
         return output.read().decode("utf-8", "replace")
+
+
+def _reason(said: str) -> str:
+    """Of what git said the line that tells why it failed."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith(("fatal:", "error:"))]
+    return (reasons or lines or ["it gave no reason"])[0]
 
 
 def main() -> None:

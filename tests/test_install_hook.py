@@ -67,7 +67,7 @@ def git_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.delenv("COPIER_SD_SCRIPTS", raising=False)
+    monkeypatch.delenv("COPIER_SD_SCRIPTS_DIR", raising=False)
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -146,7 +146,7 @@ def test_offline_the_host_starts_and_the_way_out_is_named(extension: Extension) 
     shutil.rmtree(extension.scripts)
     said = extension.start()
     assert said.count("\n") == 1
-    assert "submodule update --init" in said and "COPIER_SD_SCRIPTS" in said and "git submodule failed" in said
+    assert "submodule update --init" in said and "COPIER_SD_SCRIPTS_DIR" in said and "git submodule failed" in said
 
 
 def test_offline_with_a_current_submodule_nothing_is_said(extension: Extension) -> None:
@@ -164,7 +164,7 @@ def test_a_copy_without_a_repository_never_asks_the_one_around_it(extension: Ext
     git(extension.folder.parent, "init", "-q")
     shutil.rmtree(extension.folder / ".git")
     said = extension.start()
-    assert "copy without .git" in said and "COPIER_SD_SCRIPTS" in said
+    assert "copy without .git" in said and "COPIER_SD_SCRIPTS_DIR" in said
     assert not (extension.folder.parent / ".gitmodules").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_folder_of_the_users_own_is_left_alone(extension: Extension, kind: str
 
 
 def test_with_a_folder_named_by_the_setting_nothing_is_fetched(extension: Extension, tmp_path: Path) -> None:
-    assert extension.start(COPIER_SD_SCRIPTS=str(tmp_path)) == ""
+    assert extension.start(COPIER_SD_SCRIPTS_DIR=str(tmp_path)) == ""
     assert not extension.script.exists()
 
 
