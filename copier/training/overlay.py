@@ -184,7 +184,7 @@ def installed_packages(folder: Path) -> dict[str, str]:
     """Normal name and version of what pip installed into the folder, by its metadata."""
     found = {}
     for path in folder.glob("*.dist-info"):
-        name, _, version = path.name.removesuffix(".dist-info").partition("-")
+        name, _, version = path.name.removesuffix(".dist-info").rpartition("-")
         if (path / "RECORD").is_file():
             found[normal(name)] = version
     return found

@@ -40,7 +40,7 @@ def looked_at(job: dict[str, Any]) -> dict[str, Any]:
             failed |= tried("torchvision.transforms")
     for name in job["modules"]:
         failed |= tried(name, inside=job["packages"])
-    unusable = {}
+    unusable: dict[str, str] = {}
     for name in job["optional"]:
         unusable |= tried(name, inside=job["packages"]) or (eight_bit() if name == "bitsandbytes" else {})
     if job["for_training"] and not failed:

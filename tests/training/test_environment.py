@@ -218,7 +218,7 @@ def stand_in() -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_the_stand_in_makes_a_picture_what_torchvision_makes_it(stand_in: ModuleType, mode: str) -> None:
-    picture = Image.fromarray(np.random.randint(0, 256, (5, 7, 4), np.uint8), "RGBA").convert(mode)
+    picture = Image.fromarray(np.random.randint(0, 256, (5, 7, 4), np.uint8)).convert(mode)
     transform = stand_in.Compose([stand_in.ToTensor(), stand_in.Normalize([0.5], [0.5])])
     array = np.asarray(picture, np.float32).reshape(5, 7, -1)
     expected = torch.from_numpy((array / np.float32(255)).transpose(2, 0, 1).copy()) * 2 - 1

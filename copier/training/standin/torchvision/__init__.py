@@ -5,7 +5,7 @@ finds the metadata of an installed torchvision, reads ``InterpolationMode`` as w
 built for another torch fails with "operator torchvision::nms does not exist".
 """
 
-from torchvision import transforms
+from . import transforms
 
 __all__ = ["transforms"]
 __version__ = "0.0.0"
