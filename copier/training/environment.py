@@ -43,6 +43,7 @@ MODULES = (
     "voluptuous",
     # Imported on first use otherwise, and with them what a broken installation lacks.
     *("diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers.scheduling_ddpm"),
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     *("transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip"),
 )
 """What must be importable from an overlay before it counts."""

@@ -236,6 +236,38 @@ def test_the_stand_in_leaves_floats_as_they_are(stand_in: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
+def test_transformers_and_diffusers_work_with_the_stand_in(broken: bool, tmp_path: Path) -> None:
+    """transformers imports more of a torchvision whose metadata it finds, working or not."""
+    if broken:
+        (tmp_path / "torchvision").mkdir()
+        fails = "raise RuntimeError('built for another torch')\n"
+        (tmp_path / "torchvision" / "__init__.py").write_text(fails)
+        info = tmp_path / "torchvision-0.24.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.24.1\n")
+    spec = importlib.util.find_spec("transformers")
+    assert spec and spec.origin
+    job = {
+        "packages": str(Path(spec.origin).parents[1]),
+        "project": str(ROOT),
+        "stand_in": str(STAND_IN),
+        "tokenizers": str(tmp_path / "tokenizers"),
+        "modules": [name for name in MODULES if name.startswith(("transformers", "diffusers"))],
+        "optional": [],
+        "for_training": True,
+    }
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "copier/training/overlay_probe.py")],
+        input=json.dumps(job) + "\n", capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer == {"stand_in": True, "failed": {}, "unusable": {}}
+
+
+@pytest.mark.slow
 def test_the_check_writes_the_tokenizers_and_stands_in_for_a_torchvision_that_fails(tmp_path: Path) -> None:
     """With this project's own packages; the torchvision is one that was built for another torch."""
     overlay = Overlay(tmp_path / "overlay")
