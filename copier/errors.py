@@ -5,6 +5,8 @@ CopierError                 root; its message names the value, the limit and the
 │   ├── UnknownName         a name that is not known; offers the nearest ones
 │   ├── BadCheckpoint       a file that is not a usable checkpoint or LoRA
 │   └── BadPicture          a file that is not a usable picture, or a pair that is none
+├── NotInstalled            the trainer's own packages, or sd-scripts, are not there (exit code 1)
+├── InstallFailed           they could not be installed (exit code 1)
 ├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
 │   └── OutOfMemory         its card's memory did not suffice; knows what to lower
 └── Cancelled               the user stopped it (exit code 130)
@@ -46,6 +48,14 @@ class BadCheckpoint(BadInput):
 
 class BadPicture(BadInput):
     """A file that is not a usable picture, or two pictures that make no pair."""
+
+
+class NotInstalled(CopierError):
+    """The trainer's own packages, or sd-scripts, are not there; the message says how to install them."""
+
+
+class InstallFailed(CopierError):
+    """The trainer's own packages could not be installed; what was there before is as it was."""
 
 
 class TrainingFailed(CopierError):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-PIN_FILES = sorted((ROOT / "requirements").glob("*.txt"))
+TRAINER_FILES = sorted((ROOT / "copier" / "training" / "data").glob("*.txt"))
+PIN_FILES = [*sorted((ROOT / "requirements").glob("*.txt")), *TRAINER_FILES]
 
 
 def project() -> dict[str, Any]:
@@ -60,6 +62,42 @@ def test_the_hosts_oldest_packages_are_allowed() -> None:
         else:
             version = next(iter(oldest[normal(requirement.name)].specifier)).version
             assert requirement.specifier.contains(version)
+
+
+def test_the_trainers_lists_have_the_versions_of_this_project_but_for_numpy() -> None:
+    """What the builtin trainer is tested with is what it gets in a host, whose torch wants numpy 1."""
+    ours = pins("standalone.txt", "vocabulary.txt")
+    lists = [path for path in TRAINER_FILES if path.name.startswith("trainer-")]
+    assert [path.stem.removeprefix("trainer-") for path in lists] == ["3.10", "3.11", "3.12"]
+    for path in lists:
+        theirs = {normal(one.name): one for one in requirements(path)}
+        same = [name for name in theirs if name in ours and name != "numpy"]
+        assert len(same) > 20
+        assert [name for name in same if theirs[name].specifier != ours[name].specifier] == []
+        assert theirs["numpy"].specifier.contains("1.26.4")
+
+
+def test_the_trainers_lists_leave_torch_to_the_host() -> None:
+    for path in TRAINER_FILES:
+        names = {normal(one.name) for one in requirements(path)}
+        assert not names & {"torch", "torchvision", "triton"}
+        assert [name for name in names if name.startswith(("nvidia", "cuda"))] == []
+
+
+def test_the_trainers_lists_are_complete_but_for_torch() -> None:
+    """By the metadata of those packages that are installed here."""
+    for path in TRAINER_FILES:
+        listed = {normal(one.name) for one in requirements(path)}
+        installed = {normal(one.metadata["Name"]): one for one in metadata.distributions()}
+        looked_at = sorted((listed - {"open-clip-torch"}) & installed.keys())
+        needed = {
+            normal(one.name)
+            for name in looked_at
+            for one in map(Requirement, installed[name].requires or ())
+            if not one.marker or one.marker.evaluate({"extra": ""})
+        }
+        assert needed - listed <= {"torch"}
+        assert len(looked_at) > 15 or not path.name.startswith("trainer")
 
 
 def test_nothing_names_a_place_to_install_from() -> None:

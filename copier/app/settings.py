@@ -1,10 +1,13 @@
-"""Where the program keeps its own files: presets, cache, overlay; outside any extension's folder."""
+"""Where the program keeps its own files: presets, cache, overlay; outside any extension's folder.
+
+And what the environment says about the rest: which Python trains, and with which sd-scripts.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -21,11 +24,27 @@ def default_data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "copier"
 
 
+def own_sd_scripts() -> Path | None:
+    """``COPIER_SD_SCRIPTS_DIR``: a folder of the user's own in place of the submodule."""
+    chosen = os.environ.get("COPIER_SD_SCRIPTS_DIR")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def trainer_python() -> str:
+    """``COPIER_PYTHON``, or the Python that runs this."""
+    return os.environ.get("COPIER_PYTHON") or sys.executable
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The data directory and what lies in it."""
+    """The data directory and what lies in it; the Python that trains, and a folder of sd-scripts.
+
+    Without ``sd_scripts_dir`` the extension's submodule counts.
+    """
 
     data: Path
+    python: str = field(default_factory=trainer_python)
+    sd_scripts_dir: Path | None = field(default_factory=own_sd_scripts)
 
     @property
     def stages(self) -> Path:
@@ -43,6 +62,11 @@ class Settings:
         return self.data / "tokenizer"
 
     @property
+    def trainer(self) -> Path:
+        """The trainer's own packages, a folder for each Python version."""
+        return self.data / "trainer"
+
+    @property
     def logs(self) -> Path:
-        """Logs of the worker child."""
+        """Logs of the worker child and of installations."""
         return self.data / "logs"

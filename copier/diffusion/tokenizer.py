@@ -61,10 +61,11 @@ def build_vocabulary(text: str) -> tuple[dict[str, int], list[str]]:
     return vocabulary, merges
 
 
-def write_tokenizer(folder: Path) -> Path:
+def write_tokenizer(folder: Path, *, padding: str = END) -> Path:
     """Write what transformers and sd-scripts load as CLIP's tokenizer into ``folder``; return it.
 
-    Each file appears whole or not at all; files that are there already are kept.
+    ``padding`` is the token that fills up a short text. Each file appears whole or not at all; files that
+    are there already are kept.
     """
     names = ("vocab.json", "merges.txt", "tokenizer_config.json")
     if all((folder / name).is_file() for name in names):
@@ -81,7 +82,7 @@ def write_tokenizer(folder: Path) -> Path:
                 "bos_token": START,
                 "eos_token": END,
                 "unk_token": END,
-                "pad_token": END,
+                "pad_token": padding,
                 "add_prefix_space": False,
                 "errors": "replace",
             }

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("demo", "run", "recipes", "generate", "edit", "evaluate"),
     *("difference", "combine", "resize", "merge", "extract", "inspect"),
+    *("trainer install", "trainer status", "trainer remove"),
     *("cache list", "cache prune", "pocket install"),
 )
 

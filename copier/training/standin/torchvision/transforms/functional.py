@@ -1,0 +1,1 @@
+"""Empty: transformers imports it to process pictures, which training a LoRA does not."""
