@@ -33,6 +33,8 @@ psutil = pytest.importorskip("psutil")
 FAKE = Path(__file__).with_name("fake_sd_scripts.py")
 CPU = Device("cpu")
 QUICK = StopTimes(interrupt=0, terminate=0.3, kill=5)
+MOMENTS = int(os.environ.get("COPIER_KILL_MOMENTS", "5"))
+"""At which a training is stopped or killed, from its start on; 20 take over a minute."""
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and process groups")
 
 
@@ -346,7 +348,7 @@ def test_stopped_at_any_moment_it_leaves_no_child_and_no_part_of_a_file(
 ) -> None:
     fake(words)
     job = with_arguments(job, "--max_train_steps=500", "--save_every_n_steps=1")
-    for moment in np.linspace(0.0, 1.6, 20):
+    for moment in np.linspace(0.0, 1.6, MOMENTS):
         cancelled_after(float(moment), job, trainer)
         assert_nothing_left(job, tmp_path)
         for path in (job.folder / "saved").glob("*"):
@@ -407,7 +409,7 @@ def test_when_its_parent_is_killed_the_child_ends_at_any_moment(
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parents:
-        for moment in np.linspace(0.0, 0.8, 20):
+        for moment in np.linspace(0.0, 0.8, MOMENTS):
             killed_after(float(moment), parents, trainer)
             assert not job.output.exists()
         assert parents.stdin is not None
