@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +39,15 @@ def file_digest(path: str | os.PathLike[str], *, cancel: CancelToken | None = No
             if cancel is not None:
                 cancel.check()
     return digest.hexdigest()
+
+
+def wait_for(running: Sequence[Future[Any]], cancel: CancelToken | None) -> None:
+    """Return when all are done, however they ended; raises ``Cancelled`` soon after ``cancel`` was set."""
+    unfinished = True
+    while unfinished:
+        if cancel is not None:
+            cancel.check()
+        unfinished = bool(wait(running, timeout=_WAIT).not_done)
 
 
 class DigestMemory:
@@ -135,9 +144,7 @@ class DigestsAhead:
     def digest(self, path: str | os.PathLike[str], *, cancel: CancelToken | None = None) -> str:
         """SHA-256, in hex, of the file's content. Raises OSError where it cannot be read."""
         found = self._found[os.fspath(path)]
-        while wait([found], timeout=_WAIT).not_done:
-            if cancel is not None:
-                cancel.check()
+        wait_for([found], cancel)
         return found.result()[1]
 
     def _digest(self, path: str) -> tuple[os.stat_result, str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from copier.digest import wait_for
 from copier.ops.report import Digest, InputFile
 from copier.progress import CancelToken
-
-_STEP = 0.1
-"""Seconds between two looks at whether the user stopped the operation."""
 
 
 @contextmanager
@@ -30,11 +28,7 @@ def described_inputs(
         hashes = [threads.submit(digest, path, cancel=given_up) for path, _ in files]
 
         def described() -> tuple[InputFile, ...]:
-            unfinished = True
-            while unfinished:
-                if cancel is not None:
-                    cancel.check()
-                unfinished = bool(wait(hashes, timeout=_STEP).not_done)
+            wait_for(hashes, cancel)
             return tuple(
                 InputFile(str(path), found.result(), ratio)
                 for (path, ratio), found in zip(files, hashes, strict=True)

@@ -113,8 +113,8 @@ def merge(
         stack.enter_context(one_thread_each())
         reader = stack.enter_context(TensorReader(checkpoint))
         opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
-        left_out = tuple(one for lora, _ in opened for one in _without_encoder(lora, reader.header).items())
-        additions = _additions(reader, opened, blocks)
+        nowhere = [_without_encoder(lora, reader.header) for lora, _ in opened]
+        additions = _additions(reader, opened, nowhere, blocks)
         everything = [(checkpoint, 1.0), *loras]
         hashes = stack.enter_context(described_inputs(everything, digest, cancel))
         # What is written first must be as long as what is known in the end.
@@ -134,7 +134,7 @@ def merge(
         ranks=ranks,
         residual=0.0,
         seconds=time.perf_counter() - started,
-        left_out=left_out,
+        left_out=tuple(module for modules in nowhere for module in modules.items()),
     )
 
 
@@ -150,9 +150,15 @@ def _metadata(
 
 
 def _additions(
-    reader: TensorReader, loras: Sequence[tuple[LoraReader, float]], blocks: Sequence[str]
+    reader: TensorReader,
+    loras: Sequence[tuple[LoraReader, float]],
+    nowhere: Sequence[Mapping[str, tuple[int, ...]]],
+    blocks: Sequence[str],
 ) -> Mapping[str, list[_Addition]]:
-    """Key -> what is added to it; all LoRAs are checked before the first tensor is read."""
+    """Key -> what is added to it; all LoRAs are checked before the first tensor is read.
+
+    ``nowhere`` has for each LoRA the modules that are left out.
+    """
     if not loras:
         raise BadInput("there is no LoRA to merge: give at least one")
     if len(blocks) not in (0, 1, len(loras)):
@@ -165,10 +171,9 @@ def _additions(
     if len(scales) == 1:
         scales *= len(loras)
     additions: dict[str, list[_Addition]] = {}
-    for (lora, weight), scale in zip(loras, scales, strict=True):
-        nowhere = _without_encoder(lora, reader.header)
-        shapes = {name: shape for name, shape in lora.shapes.items() if name not in nowhere}
-        if nowhere and not shapes:
+    for (lora, weight), left_out, scale in zip(loras, nowhere, scales, strict=True):
+        shapes = {name: shape for name, shape in lora.shapes.items() if name not in left_out}
+        if left_out and not shapes:
             raise BadInput(
                 f"{lora.path.name!r} changes text encoders only, and {reader.path.name!r} has none: merge it "
                 "into a checkpoint with its text encoders"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from copier.progress import CancelToken
 from copier.training.process import Child
 
 _POLL_SECONDS = 0.2
 _END_SECONDS = 30.0
-_QUOTED_LINES = 4
+PIP_LINES = 4
+"""Of pip's output, or of a child that checks it, that a message quotes."""
 
 
 def _nothing() -> None:
@@ -42,8 +43,3 @@ def lines_of(
         child.wait(_END_SECONDS)
     finally:
         child.stop()
-
-
-def quoted(lines: Sequence[str]) -> str:
-    """The last lines that are not empty, as the end of a message."""
-    return "".join(f"\n    {line}" for line in [line for line in lines if line.strip()][-_QUOTED_LINES:])

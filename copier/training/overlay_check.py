@@ -9,10 +9,10 @@ from typing import Any
 
 from copier.errors import InstallFailed
 from copier.progress import CancelToken
-from copier.training.child_output import lines_of, quoted
+from copier.training.child_output import PIP_LINES, lines_of
 from copier.training.interpreter import Interpreter
 from copier.training.overlay import Contents, Overlay, Stamp, foreign_packages, missing_packages
-from copier.training.process import Child, describe_exit
+from copier.training.process import Child, describe_exit, quoted
 
 STAND_IN = Path(__file__).with_name("standin")
 """Goes first on the path where torchvision cannot be imported, or is missing."""
@@ -78,7 +78,7 @@ def _asked(
     except (ValueError, IndexError) as error:
         raise InstallFailed(
             f"the trainer's packages do not work with {interpreter.path}: importing them "
-            f"{describe_exit(child.exit_code)}{quoted(child.tail)}"
+            f"{describe_exit(child.exit_code)}{quoted(child.tail, PIP_LINES)}"
         ) from error
     return answer
 

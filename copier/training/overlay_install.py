@@ -20,11 +20,11 @@ from pathlib import Path
 from copier.errors import InstallFailed
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
 from copier.temporary import create_temporary, remove_leftovers
-from copier.training.child_output import lines_of, quoted
+from copier.training.child_output import PIP_LINES, lines_of
 from copier.training.interpreter import Interpreter
 from copier.training.overlay import Contents, Overlay, overlay_for
 from copier.training.overlay_check import check_overlay
-from copier.training.process import Child
+from copier.training.process import Child, quoted
 
 ROOM = 600 << 20
 """Bytes that must be free: 430 MB of packages and 110 MB of wheels (Python 3.11, Linux)."""
@@ -224,7 +224,7 @@ def _run_pip(
         lines = [*said, *child.tail]
         errors = [line for line in child.tail if line.startswith("ERROR")] or lines
         cause = explained(lines) or f"pip ended with exit code {child.exit_code}"
-        raise InstallFailed(f"{_FAILED}: {cause}{quoted(errors)}")
+        raise InstallFailed(f"{_FAILED}: {cause}{quoted(errors, PIP_LINES)}")
     progress.end()
 
 

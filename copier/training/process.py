@@ -277,9 +277,9 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def quoted(lines: Sequence[str]) -> str:
-    """The last lines of a log, as the end of a message."""
-    return "".join(f"\n    {line}" for line in [line for line in lines if line.strip()][-QUOTED_LINES:])
+def quoted(lines: Sequence[str], most: int = QUOTED_LINES) -> str:
+    """The last lines of a log that are not empty, ``most`` of them, as the end of a message."""
+    return "".join(f"\n    {line}" for line in [line for line in lines if line.strip()][-most:])
 
 
 def describe_exit(code: int | None) -> str:
