@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from copier.checkpoint.header import Header
+from copier.checkpoint.lora_keys import split_key
 from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
 from copier.errors import BadInput
 from copier.pipeline.results import existing_parent
@@ -30,7 +31,6 @@ _PICTURE_BYTES = 3 + 3
 _MEASURED_BYTES = 3 + 12
 """And of each stage that measures by the set: PNG again, and float32 on the way to the autoencoder."""
 NONE_GIVEN: Mapping[str, Header] = MappingProxyType({})
-_DOWN = ".lora_down.weight"
 _BYTES = 4 + 2
 """Of each number of a LoRA: float32 in the store, float16 in the output folder."""
 
@@ -75,8 +75,8 @@ def picture_room(recipe: Recipe, sets: Mapping[str, tuple[int, int, int]]) -> in
 
 def largest_rank(lora: Header) -> int:
     """The largest rank of a module in a LoRA file."""
-    downs = [info.shape for name, info in lora.tensors.items() if name.endswith(_DOWN)]
-    return max((shape[0] for shape in downs if shape), default=0)
+    keys = ((split_key(name), info.shape) for name, info in lora.tensors.items())
+    return max((shape[0] for key, shape in keys if key and key.part == "down" and shape), default=0)
 
 
 def check_room(folder: Path, option: str = "--out", *, files: int = 0) -> None:

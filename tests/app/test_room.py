@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copier.app.room import lora_room, picture_room
+from copier.app.room import largest_rank, lora_room, picture_room
 from copier.checkpoint.header import Header, TensorInfo
 from copier.checkpoint.shapes import REAL, sd1_shapes
 from copier.codec import load_recipe, with_value
@@ -33,3 +33,10 @@ def test_a_thousand_pictures_that_are_measured_by_need_gigabytes() -> None:
     recipe = load_recipe("copier-quick-pocket")
     assert picture_room(recipe, {"a": (1, 128, 128), "b": (1, 128, 128)}) < 1 << 20
     assert picture_room(recipe, {"a": (1000, 512, 512)}) == 1000 * 512 * 512 * (6 + 15)
+
+
+def test_the_rank_of_a_lora_file_is_that_of_its_down_factors_in_any_layout() -> None:
+    for down, up in (("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")):
+        shapes = {f"x.{down}": (6, 20), f"x.{up}": (30, 6), f"y.{down}": (4, 20), f"y.{up}": (30, 4)}
+        tensors = {key: TensorInfo("F32", shape, 0, 0) for key, shape in shapes.items()}
+        assert largest_rank(Header(tensors=tensors, metadata={}, data_start=0, file_size=0)) == 6
