@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +10,8 @@ from types import MappingProxyType
 from copier.checkpoint.header import Header
 from copier.checkpoint.lora_keys import split_key
 from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
+from copier.disk import free_disk
 from copier.errors import BadInput
-from copier.pipeline.results import existing_parent
 from copier.recipe import (
     CombineStage,
     DifferenceStage,
@@ -84,7 +83,7 @@ def check_room(folder: Path, option: str = "--out", *, files: int = 0) -> None:
 
     ``files`` are the bytes for LoRAs and sets of pictures that will be needed, besides ``ROOM``.
     """
-    free, needed = shutil.disk_usage(existing_parent(folder)).free, ROOM + files
+    free, needed = free_disk(folder), ROOM + files
     if free < needed:
         raise BadInput(
             f"the disk of {folder} has {free >> 20} MB free, a run needs {needed >> 20} MB: free some "

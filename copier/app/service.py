@@ -16,6 +16,7 @@ from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
+from copier.disk import existing_parent
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, check_edit
@@ -230,7 +231,7 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, files: 
         BadInput: the message says which folder, why, and what to do; nothing is written.
     """
     results.check_folder(out, report=report)
-    there = results.existing_parent(settings.data)
+    there = existing_parent(settings.data)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         why = "is write-protected" if there.is_dir() else "is a file"
         raise BadInput(

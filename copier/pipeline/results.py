@@ -12,6 +12,7 @@ from pathlib import Path
 from copier.checkpoint.header import read_header
 from copier.codec import RECIPE_KEY, recipe_to_json
 from copier.digest import file_digest
+from copier.disk import existing_parent
 from copier.errors import BadInput, CopierError
 from copier.evaluation.report import GENERATOR, ReportFiles, write_report
 from copier.ops.lora_file import read_lora, write_lora
@@ -68,14 +69,6 @@ def _foreign_report(out: Path) -> Path | None:
             ours = False
         return None if ours else page
     return sheet if sheet.exists() else None
-
-
-def existing_parent(path: Path) -> Path:
-    """``path``, or the nearest folder above it that is there."""
-    place = path.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place
 
 
 def prepare_folder(out: Path) -> None:

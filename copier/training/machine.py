@@ -1,10 +1,9 @@
-"""What the machine has: room on a disk, memory, and the device that a Python's torch would train on."""
+"""What the machine has: memory, and the device that a Python's torch would train on."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -58,14 +57,6 @@ def find_device(python: str) -> Device:
     raise BadInput(
         f"{python!r} has no torch that works: install it there{quoted(done.stderr.splitlines()[-3:])}"
     )
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes that are free on the disk of ``folder``, which need not exist."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def free_memory() -> int | None:

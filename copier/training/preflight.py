@@ -15,11 +15,12 @@ from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import ITEM_BYTES, Header, read_header
 from copier.checkpoint.shapes import sd1_problem
 from copier.checkpoint.targets import written_names
+from copier.disk import free_disk
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.images.pairs import Note, check_size, read_picture
 from copier.ops.lora_reader import LoraReader
 from copier.training.command_parts import PictureCopy, TrainingCommand
-from copier.training.machine import Device, free_disk, free_memory
+from copier.training.machine import Device, free_memory
 from copier.training.outcome import expected_targets
 
 FAMILIES: Mapping[str, tuple[Family, ...]] = MappingProxyType(

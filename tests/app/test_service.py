@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from copier import disk
 from copier.app import room, service
 from copier.app.demo import DIFFERENCE_RECIPE, EDIT, RECIPE, SECOND_EDIT, demo_requests
 from copier.app.settings import Settings, default_data_folder
@@ -153,13 +154,13 @@ def test_the_room_is_asked_of_the_disk_that_the_folder_would_be_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    usage = room.shutil.disk_usage(tmp_path)
+    usage = disk.shutil.disk_usage(tmp_path)
 
     def ask(path: Path) -> Any:
         asked.append(path)
         return usage._replace(free=room.ROOM - 1)
 
-    monkeypatch.setattr(room.shutil, "disk_usage", ask)
+    monkeypatch.setattr(disk.shutil, "disk_usage", ask)
     with pytest.raises(BadInput, match="255 MB free, a run needs 256 MB"):
         room.check_room(tmp_path / "not" / "there")
     assert asked == [tmp_path]

@@ -425,7 +425,7 @@ def test_a_disk_without_room_is_refused(
 
     for name in ("out-disk", "data-disk"):
         (folder / name).mkdir()
-    monkeypatch.setattr("copier.app.room.shutil.disk_usage", with_little)
+    monkeypatch.setattr("copier.disk.shutil.disk_usage", with_little)
     before = doubles.tree(folder)
     places = ("--out", "out-disk/out", "--data", "data-disk/data")
     done = copier(*RUN, *PAIR, *places, *arguments)

@@ -14,6 +14,7 @@ from pipeline_fake import FakeWorker, digests, execute, execute_and_publish, giv
 from copier.checkpoint.header import read_header
 from copier.codec import load_recipe, recipe_from_json, recipe_from_text, recipe_to_json
 from copier.digest import file_digest
+from copier.disk import existing_parent
 from copier.errors import BadInput
 from copier.evaluation.effect import effect_strip
 from copier.evaluation.report_data import Check
@@ -27,7 +28,6 @@ from copier.pipeline.results import (
     PROVENANCE_KEY,
     RECIPE_KEY,
     check_folder,
-    existing_parent,
     prepare_folder,
     publish,
     publish_run,

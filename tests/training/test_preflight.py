@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from copier.checkpoint.header import Header, TensorInfo, read_header
+from copier.disk import free_disk
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.ops.lora_file import read_lora
 from copier.training import preflight as module
 from copier.training.command_parts import PictureCopy, TrainingCommand
-from copier.training.machine import Device, find_device, free_disk, free_memory
+from copier.training.machine import Device, find_device, free_memory
 from copier.training.preflight import (
     ROOM,
     check_captions,
