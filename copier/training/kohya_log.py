@@ -18,9 +18,7 @@ from copier.errors import BadCheckpoint, BadInput, BadPicture, CopierError, OutO
 from copier.progress import ProgressEvent
 from copier.recipe import TrainingSpec
 from copier.training.memory import savings
-from copier.training.process import describe_exit
-
-QUOTED_LINES = 12
+from copier.training.process import describe_exit, quoted
 
 
 class Phase(str, Enum):
@@ -343,35 +341,35 @@ def explain(lines: Sequence[str], exit_code: int | None, training: TrainingSpec)
         exit_code: negative for a signal; None where it was ended because it no longer answered.
         training: names the settings to lower where the memory did not suffice.
     """
-    quoted = "".join(f"\n    {line}" for line in _quotable(lines))
+    last = quoted([line for line in lines if bar_state(line) is None])
     found = failure_in(lines)
     if found is not None:
         failure, match = found
         settings = savings(training)
-        text = failure.text.format(**match.groupdict(), lower=_lower(settings)) + quoted
+        text = failure.text.format(**match.groupdict(), lower=_lower(settings)) + last
         return OutOfMemory(text, settings) if failure.error is OutOfMemory else failure.error(text)
     if exit_code in _KILLED:
         return TrainingFailed(
             "the system ended sd-scripts, probably because the main memory (RAM) did not suffice: close "
-            f"other programs, or --set training.precision=fp16{quoted}"
+            f"other programs, or --set training.precision=fp16{last}"
         )
     if exit_code in _CRASHED:
         return TrainingFailed(
             f"sd-scripts {describe_exit(exit_code)}, a fault in torch or a driver: update the card's driver, "
-            f"then {_AGAIN}{quoted}"
+            f"then {_AGAIN}{last}"
         )
     if exit_code is None:
         return TrainingFailed(
             "sd-scripts printed nothing for too long and was ended: another program may hold the card, or "
-            f"the disk be slow; run it again, or allow it more time{quoted}"
+            f"the disk be slow; run it again, or allow it more time{last}"
         )
     if exit_code == 0:
         return TrainingFailed(
             "sd-scripts ended without an error and without a LoRA: run it again; if it happens again, its "
-            f"log says more{quoted}"
+            f"log says more{last}"
         )
     return TrainingFailed(
-        f"sd-scripts {describe_exit(exit_code)}: run it again; if it happens again, its log says more{quoted}"
+        f"sd-scripts {describe_exit(exit_code)}: run it again; if it happens again, its log says more{last}"
     )
 
 
@@ -379,11 +377,6 @@ def _lower(settings: Sequence[str]) -> str:
     if not settings:
         return "use smaller pictures"
     return "lower these, one after the other until it fits: " + ", ".join(f"--set {one}" for one in settings)
-
-
-def _quotable(lines: Sequence[str]) -> list[str]:
-    """The last lines for a person; of the progress bar's states none."""
-    return [line for line in lines if line.strip() and bar_state(line) is None][-QUOTED_LINES:]
 
 
 def _seconds(rate: str, unit: str) -> float | None:
