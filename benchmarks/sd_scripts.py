@@ -8,7 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.measuring import ROOT
+from copier.app.settings import own_sd_scripts
+from copier.errors import CopierError
+from copier.training.scripts_folder import find_sd_scripts
 
 Tool = Sequence[str | Path]
 """A file of its folder networks/, or the path of another one, and the arguments."""
@@ -16,11 +18,11 @@ Tool = Sequence[str | Path]
 
 def checkout() -> tuple[Path | None, str]:
     """The checkout of sd-scripts, or why there is none."""
-    named = os.environ.get("COPIER_SD_SCRIPTS")
-    folder = Path(named) if named else ROOT / "vendor" / "sd-scripts"
-    if (folder / "networks" / "svd_merge_lora.py").is_file():
-        return folder.resolve(), ""
-    return None, f"no checkout of sd-scripts at {named or 'vendor/sd-scripts'}"
+    own = own_sd_scripts()
+    try:
+        return find_sd_scripts(own).folder.resolve(), ""
+    except CopierError:
+        return None, f"no checkout of sd-scripts at {own or 'vendor/sd-scripts'}"
 
 
 def command(folder: Path, *tools: Tool, widths: Mapping[str, object] | None = None) -> tuple[str, ...]:

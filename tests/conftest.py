@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("sd_scripts"):
             folder, reason = sd_scripts.checkout()
             if folder is None:
-                item.add_marker(pytest.mark.skip(reason=f"{reason}: name one with COPIER_SD_SCRIPTS=folder"))
+                how = "name one with COPIER_SD_SCRIPTS_DIR=folder"
+                item.add_marker(pytest.mark.skip(reason=f"{reason}: {how}"))
         if item.get_closest_marker("webui") and not os.environ.get("COPIER_TEST_WEBUI"):
             item.add_marker(pytest.mark.skip(reason="drives a WebUI: set COPIER_TEST_WEBUI to its address"))
         if item.get_closest_marker("gpu") and not _cuda():

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import sd_scripts
 from copier.checkpoint.family import Family
 from copier.codec import builtin_recipes
 from copier.recipe import (
@@ -41,7 +42,6 @@ from copier.training.memory import PRESETS, with_preset
 pytestmark = pytest.mark.sd_scripts
 
 HERE = Path(__file__).parent
-CHECKOUT = Path(os.environ.get("COPIER_SD_SCRIPTS", HERE.parents[1] / "vendor/sd-scripts"))
 ROOT = Path(Path(sys.executable).anchor) / "w"
 
 EVERYTHING = TrainingSpec(
@@ -126,9 +126,9 @@ def cases() -> list[Command]:
 
 @pytest.fixture(scope="module")
 def checkout() -> Path:
-    if not (CHECKOUT / "train_network.py").is_file():
-        pytest.skip(f"there is no checkout of sd-scripts in {CHECKOUT}: set COPIER_SD_SCRIPTS to one")
-    return CHECKOUT
+    folder, reason = sd_scripts.checkout()
+    assert folder is not None, reason  # else tests/conftest.py leaves these tests out
+    return folder
 
 
 @pytest.fixture(scope="module")
