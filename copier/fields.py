@@ -56,6 +56,7 @@ _SEEDS = Field("Seeds", "Seeds of the starting noise; prompts and seeds are pair
                LARGEST_SEED, shortest=1)  # fmt: skip
 SAMPLING_STEPS = Field("Sampling steps", "Steps of the DDIM sampler for each picture.", 1, 150)
 GUIDANCE = Field("Guidance", "Classifier-free guidance scale (CFG).", 1, 30)
+CLIP_SKIP = Field("Clip skip", "As hosts count it: 1 uses all layers of the text encoder; SD 1.x.", 1, 12)
 
 FIELDS: Mapping[str, Mapping[str, Field]] = {
     "CaptionSpec": {

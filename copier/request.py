@@ -8,6 +8,7 @@ from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number, check_text
+from copier.model_options import AS_IT_IS, ModelOptions
 from copier.recipe import Recipe
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -89,12 +90,41 @@ Source = PictureFiles | Generated | Edit
 
 
 @dataclass(frozen=True)
+class ScriptOptions:
+    """What a run adds to its recipe where sd-scripts trains.
+
+    Not part of the recipe, which travels: free arguments may name files and modules.
+
+    Attributes:
+        extra: arguments of the user's own.
+        sample_every: pictures are drawn every so many steps of a training; 0: never.
+
+    Raises on construction:
+        BadInput: a negative number of steps.
+    """
+
+    extra: tuple[str, ...] = ()
+    sample_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sample_every < 0:
+            raise BadInput(
+                f"samples are to be drawn every {self.sample_every} steps: give 1 or more, or 0 for never"
+            )
+
+
+NOTHING_MORE = ScriptOptions()
+"""The recipe alone."""
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One run. ``out`` receives the LoRAs, the pictures, the recipe and the report.
 
     ``pictures`` says where each of the recipe's sets comes from, ``loras`` the file of each of its file
     stages; ``title`` names this result in a report (for instance the edit); ``device`` is auto, cpu or
-    cuda; ``threads`` is the trainer's number of CPU threads, None for all.
+    cuda; ``threads`` is the trainer's number of CPU threads, None for all; ``model`` says how the checkpoint
+    is used, ``scripts`` what only sd-scripts is told.
 
     Raises on construction:
         UnknownName: another device, or a set or a LoRA that the recipe does not have.
@@ -110,6 +140,8 @@ class RunRequest:
     title: str = ""
     device: str = "auto"
     threads: int | None = None
+    model: ModelOptions = AS_IT_IS
+    scripts: ScriptOptions = NOTHING_MORE
     captions: Path | None = None
     """Folder of caption files for the policy ``files``; None looks beside the picture."""
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from copier.app.checks import check_device
+from copier.app.crew import Crew
 from copier.app.pictures import check_loras, usual_side
-from copier.app.service import check_checkpoint, check_folders, worker_on_demand
+from copier.app.service import check_checkpoint, check_folders
 from copier.app.settings import Settings
 from copier.checkpoint.header import Header, read_header
 from copier.codec import RECIPE_KEY, load_recipe, recipe_from_text
@@ -96,8 +97,8 @@ def measure(
     check_device(request.device)
     check_folders(request.out, settings)
     with StageStore(settings.stages).scratch("measure") as folder:
-        with worker_on_demand(settings, device=request.device, threads=request.threads) as worker:
-            drawing = _Drawing(request, header, worker(), folder, observer, cancel)
+        with Crew(settings, device=request.device, threads=request.threads) as crew:
+            drawing = _Drawing(request, header, crew.worker(), folder, observer, cancel)
             base = drawing.stack("base", None, 0.0)
             strips = [drawing.strip(name, lora) for name, lora in zip(_ROLES, loras, strict=False)]
             ideals = {}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from copier.app.checks import check_device, check_output
-from copier.app.service import check_checkpoint, check_folders, check_lora, worker_on_demand
+from copier.app.crew import Crew
+from copier.app.service import check_checkpoint, check_folders, check_lora
 from copier.app.settings import Settings
 from copier.checkpoint.header import Header
 from copier.errors import BadInput
@@ -110,8 +111,8 @@ def draw(
     side = usual_side(header)
     pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     with StageStore(settings.stages).scratch("generate") as folder:
-        with worker_on_demand(settings, device=request.device, threads=request.threads) as worker:
-            result = worker().sample(
+        with Crew(settings, device=request.device, threads=request.threads) as crew:
+            result = crew.worker().sample(
                 SampleRequest(
                     checkpoint=request.checkpoint,
                     prompts=tuple(prompt for prompt, _ in pairs),

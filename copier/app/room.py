@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from copier.checkpoint.header import Header
 from copier.checkpoint.lora_keys import split_key
-from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
+from copier.checkpoint.targets import trained_names
 from copier.disk import free_disk
 from copier.errors import BadInput
 from copier.recipe import (
@@ -35,7 +35,7 @@ _BYTES = 4 + 2
 
 
 def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = NONE_GIVEN) -> int:
-    """Bytes that the recipe's LoRAs take for that SD 1.x checkpoint, in the store and published.
+    """Bytes that the recipe's LoRAs take for that checkpoint, in the store and published.
 
     An upper bound: where linear modules and convolutions differ in rank the larger one counts for all.
     ``given`` are the LoRA files of the recipe's file stages, by name.
@@ -93,6 +93,6 @@ def check_room(folder: Path, option: str = "--out", *, files: int = 0) -> None:
 
 def _numbers(checkpoint: Header, *, conv: bool, text: bool) -> int:
     """Numbers in a LoRA of rank 1: inputs and outputs of all modules that it has."""
-    modules = [*kohya_modules_unet(conv=conv), *(kohya_modules_text() if text else ())]
-    shapes = [checkpoint.tensors[module.ldm].shape for module in modules if module.ldm in checkpoint.tensors]
+    targets = trained_names(checkpoint, conv=conv, text=text).values()
+    shapes = [checkpoint.tensors[target.key].shape for target in targets]
     return sum(shape[0] + math.prod(shape[1:]) for shape in shapes)

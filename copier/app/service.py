@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from copier.app.checks import check_device
+from copier.app.crew import Crew, find_kit
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
 from copier.checkpoint.family import Family, Kind, detect
@@ -17,10 +19,15 @@ from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.shapes import sd1_problem
 from copier.digest import DigestMemory
 from copier.disk import existing_parent
-from copier.errors import BadCheckpoint, BadInput, BadPicture
+from copier.errors import BadCheckpoint, BadInput, BadPicture, NotInstalled
 from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, check_edit
-from copier.images.pairs import check_pair, check_same_names, check_size, read_picture
+from copier.images.pairs import (
+    check_pair,
+    check_same_names,
+    check_size,
+    read_picture,
+)
 from copier.ops.lora_file import read_lora
 from copier.ops.lora_reader import LoraReader
 from copier.pipeline import results
@@ -37,8 +44,10 @@ from copier.recipe import (
     reseeded,
     with_control,
 )
-from copier.request import Edit, Generated, PictureFiles, RunRequest, Source
-from copier.training.client import BuiltinWorker
+from copier.request import NOTHING_MORE, Edit, Generated, PictureFiles, RunRequest, Source
+from copier.training.command import SCRIPTS, check_extra
+from copier.training.preflight import trainable_checkpoint
+from copier.training.sd_scripts import list_options
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,9 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
         BadCheckpoint, BadPicture, BadInput: the checkpoint, the pictures, the recipe, the device or
             a folder cannot be used; the message names the value, the limit and the remedy.
     """
-    if request.recipe.trainer is not Trainer.BUILTIN:
-        raise BadInput(
-            f"the recipe {request.recipe.name!r} trains with sd-scripts, which this version cannot "
-            "run yet: add --set trainer=builtin, or use a *-pocket recipe with the embedded checkpoint"
-        )
-    checkpoint = check_checkpoint(request.checkpoint)
+    checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer)
     check_device(request.device)
+    _check_trainer(request, settings, checkpoint)
     sets = _check_pictures(request)
     _check_captions(request)
     given = {name: read_header(path) for name, path in request.loras.items()}
@@ -141,11 +146,13 @@ def execute(
     store = StageStore(settings.stages)
     store.remove_leftovers()
     finished, files = [], []
-    with worker_on_demand(settings, device=wanted[0].device, threads=wanted[0].threads) as worker:
+    with Crew(settings, device=wanted[0].device, threads=wanted[0].threads) as crew:
 
         def carried_out(request: RunRequest) -> FinishedRun:
             planned = plan(request, DigestMemory(settings.digests).digest)
-            return run(request, planned, store, worker, observer, cancel)
+            return run(
+                request, planned, store, crew.worker, functools.partial(crew.train, request), observer, cancel
+            )
 
         for request in wanted:
             finished.append(carried_out(request))
@@ -175,14 +182,39 @@ def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:
     return tuple(replace(request, recipe=reseeded(request.recipe, offset)) for offset in range(1, seeds))
 
 
-def check_checkpoint(path: Path) -> Header:
-    """The header of the checkpoint at ``path``, which the builtin trainer can use.
+def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) -> None:
+    """Refuse what the recipe's trainer cannot do, and sd-scripts that is not installed."""
+    vae = request.model.vae
+    if vae is not None:
+        read_header(vae)
+    if request.recipe.trainer is Trainer.BUILTIN:
+        if request.scripts != NOTHING_MORE:
+            raise BadInput(
+                "extra arguments and samples on the way are for sd-scripts, but the recipe "
+                f"{request.recipe.name!r} trains with the builtin trainer: leave them out, or add --set "
+                "trainer=sd-scripts"
+            )
+        return
+    try:
+        kit = find_kit(settings, device=request.device)
+    except NotInstalled as error:
+        raise NotInstalled(f"{error}; or use the builtin trainer: --set trainer=builtin") from error
+    if request.scripts.extra:
+        script = SCRIPTS[detect(checkpoint).family].file
+        options = list_options(kit.scripts(settings, threads=request.threads), script)
+        check_extra(request.scripts.extra, options, script=script)
+
+
+def check_checkpoint(path: Path, trainer: Trainer = Trainer.BUILTIN) -> Header:
+    """The header of the checkpoint at ``path``, which ``trainer`` can use, and the worker can draw with.
 
     Raises:
         BadInput, BadCheckpoint: there is none, it is something else, or of another family.
     """
     if not path.is_file():
         raise BadInput(f"there is no checkpoint {path}: give the path of a .safetensors file")
+    if trainer is Trainer.SD_SCRIPTS:
+        trainable_checkpoint(path)
     header = read_header(path)
     identity = detect(header)
     if identity.kind is Kind.LORA:
@@ -239,29 +271,6 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, files: 
         )
     check_room(out, "--out", files=files)
     check_room(settings.data, "--data", files=files)
-
-
-@contextlib.contextmanager
-def worker_on_demand(
-    settings: Settings, *, device: str, threads: int | None
-) -> Iterator[Callable[[], BuiltinWorker]]:
-    """Gives a function that starts the worker child at its first call; it is stopped at the end."""
-    with contextlib.ExitStack() as stack:
-        started: list[BuiltinWorker] = []
-
-        def worker() -> BuiltinWorker:
-            if not started:
-                settings.logs.mkdir(parents=True, exist_ok=True)
-                child = BuiltinWorker(
-                    threads=threads,
-                    device=device,
-                    log_path=settings.logs / "worker.log",
-                    tokenizer_folder=settings.tokenizer,
-                )
-                started.append(stack.enter_context(child))
-            return started[0]
-
-        yield worker
 
 
 def _wanted(request: RunRequest, *, control: bool) -> RunRequest:

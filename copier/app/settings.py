@@ -30,6 +30,12 @@ def own_sd_scripts() -> Path | None:
     return Path(chosen).expanduser() if chosen else None
 
 
+def accelerate_config() -> Path | None:
+    """``COPIER_ACCELERATE_CONFIG``: a configuration of accelerate, for several GPUs or machines."""
+    chosen = os.environ.get("COPIER_ACCELERATE_CONFIG")
+    return Path(chosen).expanduser() if chosen else None
+
+
 def trainer_python() -> str:
     """``COPIER_PYTHON``, or the Python that runs this."""
     return os.environ.get("COPIER_PYTHON") or sys.executable
@@ -39,12 +45,14 @@ def trainer_python() -> str:
 class Settings:
     """The data directory and what lies in it; the Python that trains, and a folder of sd-scripts.
 
-    Without ``sd_scripts_dir`` the extension's submodule counts.
+    Without ``sd_scripts_dir`` the extension's submodule counts; without ``accelerate`` sd-scripts trains on
+    one device.
     """
 
     data: Path
     python: str = field(default_factory=trainer_python)
     sd_scripts_dir: Path | None = field(default_factory=own_sd_scripts)
+    accelerate: Path | None = field(default_factory=accelerate_config)
 
     @property
     def stages(self) -> Path:

@@ -50,6 +50,7 @@ _PROJECTION = re.compile(r"self_attn\.(q|k|v|out)_proj$")
 """Projections of text encoders, which diffusers' first LoRAs name as the U-Net's."""
 _SD2_TEXT_LAYERS = 23
 """SD2 reads the last but one of its 24 layers; kohya leaves the last one out (``model_util.py``)."""
+_TRANSFORMER = re.compile(r"_transformer_blocks_|_proj_(in|out)$")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,22 @@ def written_names(checkpoint: Header) -> Mapping[str, Target]:
     """
     return MappingProxyType(
         {named.written: named.target for named in _all_named(checkpoint) if named.written}
+    )
+
+
+def trained_names(checkpoint: Header, *, conv: bool, text: bool, unet: bool = True) -> Mapping[str, Target]:
+    """Those of ``written_names`` that a training of the U-Net (``unet``) and the text encoders changes.
+
+    Without ``conv`` only the linear and 1x1 layers of the U-Net's transformers, as ``networks.lora`` of
+    sd-scripts has it without a conv rank (``create_network`` in v0.10.1's ``lora.py``).
+    """
+    names = written_names(checkpoint)
+    return MappingProxyType(
+        {
+            name: target
+            for name, target in names.items()
+            if (text if name.startswith("lora_te") else unet and (conv or _TRANSFORMER.search(name)))
+        }
     )
 
 

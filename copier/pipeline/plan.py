@@ -16,6 +16,7 @@ from copier.codec import spec_to_json
 from copier.digest import json_digest
 from copier.errors import BadInput
 from copier.images.effects import effect_parameters
+from copier.model_options import ModelOptions
 from copier.recipe import (
     BaseLora,
     CaptionPolicy,
@@ -170,7 +171,11 @@ class _Builder:
         self.digest = digest
         self.checkpoint = digest(request.checkpoint)
         # What a stage that draws or reconstructs depends on, besides its own numbers.
-        self.model = {"checkpoint": self.checkpoint, "precision": drawing_precision(request.recipe).value}
+        self.model = {
+            "checkpoint": self.checkpoint,
+            "precision": drawing_precision(request.recipe).value,
+            **_model_numbers(request.model, digest),
+        }
         self.stages: dict[str, PlannedStage] = {}
         self.draws: dict[str, Draws] = {}
 
@@ -190,6 +195,7 @@ class _Builder:
                 "steps": source.steps,
                 "guidance": source.guidance,
                 "side": original_side(self.request.recipe, source),
+                **_model_numbers(self.request.model, self.digest),
             }
             self._put(spec.name, kind, numbers)
 
@@ -226,7 +232,10 @@ class _Builder:
             "checkpoint": self.checkpoint,
             "training": _training_numbers(stage.training),
             "multipliers": [base.multiplier for base in stage.base],
+            **_model_numbers(self.request.model, self.digest),
         }
+        if self.request.scripts.extra:
+            numbers["extra"] = list(self.request.scripts.extra)
         captions = caption_files(self.request, stage)
         if any(captions):
             numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
@@ -325,6 +334,18 @@ class _Builder:
         }
         key = json_digest(ingredients)
         self.stages[name] = PlannedStage(name, kind, key, ingredients, needs, spec)
+
+
+def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[str, Any]:
+    """What differs from the defaults: without it the keys are those that people have in their caches."""
+    default = ModelOptions()
+    numbers: dict[str, Any] = {}
+    if model.vae is not None:
+        numbers["vae"] = digest(model.vae)
+    for name in ("clip_skip", "prediction", "zero_terminal_snr"):
+        if getattr(model, name) != getattr(default, name):
+            numbers[name] = getattr(model, name)
+    return numbers
 
 
 def _training_numbers(training: TrainingSpec) -> dict[str, Any]:

@@ -70,13 +70,14 @@ def run(
     plan: Plan,
     store: StageStore,
     worker: Callable[[], stages.Worker],
+    trainer: stages.Train,
     observer: Observer,
     cancel: CancelToken,
 ) -> FinishedRun:
     """Make or restore every stage of ``plan``.
 
-    ``worker`` gives the child that trains and draws; it is asked only where a stage needs it. Each
-    stage is committed by itself: a crash loses at most the one that ran.
+    ``worker`` gives the child that draws; it is asked only where a stage needs it, and so is ``trainer``.
+    Each stage is committed by itself: a crash loses at most the one that ran.
 
     Raises:
         CopierError: what a stage raised; earlier stages stay in the store.
@@ -96,7 +97,10 @@ def run(
         entry = state.entry
         if entry is None:
             folder = store.begin(stage.key)
-            entry = _make(stages.Context(request, plan, stage, folder, done, worker, observer, cancel), store)
+            context = stages.Context(
+                request, plan, stage, folder, done, worker, trainer, observer, cancel
+            )
+            entry = _make(context, store)
         seconds = 0.0 if reused else time.monotonic() - started
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
         done[stage.name] = entry

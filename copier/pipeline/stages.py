@@ -77,10 +77,14 @@ from copier.writepoints import write_point
 Json = dict[str, Any]
 
 
-class Worker(Protocol):
-    """Trains and draws: the builtin worker child, or what stands for it."""
+class Train(Protocol):
+    """Trains a LoRA: the builtin worker child, sd-scripts, or what stands for them."""
 
-    def train(self, request: TrainRequest, *, observer: Observer, cancel: CancelToken) -> TrainResult: ...
+    def __call__(self, request: TrainRequest, *, observer: Observer, cancel: CancelToken) -> TrainResult: ...
+
+
+class Worker(Protocol):
+    """Draws: the builtin worker child, or what stands for it."""
 
     def sample(
         self, request: SampleRequest, *, observer: Observer, cancel: CancelToken
@@ -101,6 +105,7 @@ class Context:
     folder: Path
     done: Mapping[str, Entry]
     worker: Callable[[], Worker]
+    trainer: Train
     observer: Observer
     cancel: CancelToken
 
@@ -138,6 +143,7 @@ def original(context: Context) -> Json:
             guidance=a.guidance,
             width=side,
             height=side,
+            model=context.request.model,
             stage=context.stage.name,
         )
     )
@@ -199,7 +205,7 @@ def train(context: Context) -> Json:
     """Train a LoRA on a set of pictures."""
     stage = context.stage.spec
     assert isinstance(stage, TrainStage)
-    result = context.worker().train(
+    result = context.trainer(
         TrainRequest(
             checkpoint=context.request.checkpoint,
             pictures=tuple(picture_paths(context.needed("set"))),
@@ -208,6 +214,7 @@ def train(context: Context) -> Json:
             captions=_captions(context, stage),
             base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
             start=context.lora("start") if stage.start else None,
+            model=context.request.model,
             stage=context.stage.name,
         ),
         observer=context.observer,
@@ -251,6 +258,7 @@ def draw(context: Context) -> Json:
                 guidance=draws.guidance,
                 width=width,
                 height=height,
+                model=context.request.model,
                 precision=drawing_precision(context.request.recipe),
                 stage=context.stage.name,
             )
@@ -376,6 +384,7 @@ def _reconstruct(context: Context, pictures: list[Picture]) -> None:
             checkpoint=context.request.checkpoint,
             pictures=paths,
             out=context.folder / IDEAL,
+            model=context.request.model,
             precision=drawing_precision(context.request.recipe),
             stage=context.stage.name,
         ),

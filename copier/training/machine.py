@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from copier.errors import BadInput
+from copier.training.interpreter import Interpreter
 from copier.training.process import quoted
 
 PROBE_SECONDS = 180.0
@@ -35,6 +36,19 @@ class Device:
     kind: str
     name: str = ""
     memory: int = 0
+
+
+def device_of(interpreter: Interpreter) -> Device:
+    """The device that its torch trains on; asks torch itself only where its version does not tell.
+
+    Raises:
+        BadInput: as ``find_device``.
+    """
+    if interpreter.cuda:
+        return Device("cuda")
+    if interpreter.torch.endswith("+cpu"):
+        return Device("cpu")
+    return find_device(interpreter.path)
 
 
 def find_device(python: str) -> Device:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from copier.algebra.delta import LowRankDelta
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header
-from copier.checkpoint.targets import Target, written_names
+from copier.checkpoint.targets import Target, trained_names
 from copier.errors import BadInput, TrainingFailed
 from copier.ops.lora_reader import LoraReader
 from copier.training.command_parts import TrainingCommand
 
-_ATTENTION = re.compile(r"_transformer_blocks_|_proj_(in|out)$")
-"""What ``networks.lora`` trains of a U-Net without a conv rank: the linear and 1x1 layers of transformers."""
 _PLAIN_ARGUMENTS = {"conv_dim", "conv_alpha", "dropout", "rank_dropout", "module_dropout"}
 """Network arguments that leave the choice of modules at what is known here."""
 
@@ -32,17 +29,13 @@ def expected_targets(command: TrainingCommand, checkpoint: Header) -> frozenset[
         or arguments.get("conv_dim") == "0"
     ):
         return None
-    text = command.values("--network_train_unet_only") is None
-    unet = command.values("--network_train_text_encoder_only") is None
-    return frozenset(
-        target
-        for name, target in written_names(checkpoint).items()
-        if (
-            text
-            if name.startswith("lora_te")
-            else unet and (_ATTENTION.search(name) or "conv_dim" in arguments)
-        )
+    names = trained_names(
+        checkpoint,
+        conv="conv_dim" in arguments,
+        text=command.values("--network_train_unet_only") is None,
+        unet=command.values("--network_train_text_encoder_only") is None,
     )
+    return frozenset(names.values())
 
 
 def verify_lora(path: Path, checkpoint: Header, expected: frozenset[Target] | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -19,19 +18,10 @@ from copier.disk import free_disk
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.images.pairs import Note, check_size, read_picture
 from copier.ops.lora_reader import LoraReader
+from copier.training.command import SCRIPTS
 from copier.training.command_parts import PictureCopy, TrainingCommand
 from copier.training.machine import Device, free_memory
 from copier.training.outcome import expected_targets
-
-FAMILIES: Mapping[str, tuple[Family, ...]] = MappingProxyType(
-    {
-        "train_network.py": (Family.SD1, Family.SD2),
-        "sdxl_train_network.py": (Family.SDXL,),
-        "sd3_train_network.py": (Family.SD3,),
-        "flux_train_network.py": (Family.FLUX,),
-    }
-)
-"""What each script trains."""
 
 ROOM = 64 << 20
 """Bytes on the disk besides pictures and LoRAs: log, samples, latents of a few pictures."""
@@ -48,40 +38,49 @@ def check_checkpoint(command: TrainingCommand) -> Header:
         BadInput: there is no such file, or the options contradict it.
         BadCheckpoint: it is damaged, no checkpoint, incomplete, or of another family.
     """
-    path = command.checkpoint
+    header = trainable_checkpoint(command.checkpoint)
+    family, name = detect(header).family, command.checkpoint.name
+    script = SCRIPTS[family]
+    if script.file != command.script:
+        raise BadCheckpoint(
+            f"{name!r} is of the family {family.value}, which {command.script} does not train: "
+            f"{script.file} is the one for it"
+        )
+    second = command.values("--v2") is not None
+    if second is not ("--v2" in script.flags):
+        raise BadInput(f"{name!r} is {family.value}: {'remove' if second else 'add'} the option --v2")
+    return header
+
+
+def trainable_checkpoint(path: Path) -> Header:
+    """The header of the checkpoint at ``path``, which one of sd-scripts' scripts can train.
+
+    Raises:
+        BadInput: there is no such file.
+        BadCheckpoint: it is damaged, no checkpoint, incomplete, or of a family that none trains.
+    """
     header = read_header(path)
     identity, name = detect(header), path.name
     if identity.kind is not Kind.CHECKPOINT:
         raise BadCheckpoint(f"{name!r} is no checkpoint (it is: {identity.kind.value}): choose a model file")
-    trained = FAMILIES.get(command.script)
-    if trained is not None and identity.family not in trained:
+    if identity.family not in SCRIPTS:
         raise BadCheckpoint(
-            f"{name!r} is of the family {identity.family.value}, and {command.script} trains "
-            f"{' and '.join(family.value for family in trained)}: {_right_script(identity.family)}"
+            f"{name!r} is of the family {identity.family.value}, which is not trained: choose a checkpoint "
+            f"of {', '.join(family.value for family in SCRIPTS)}"
         )
     for detail in ("quantised", "refiner"):
         if found := identity.details.get(detail):
             raise BadCheckpoint(f"{name!r} cannot be trained: it is or has {found}")
     if identity.layout == "diffusers":
         raise BadCheckpoint(f"{name!r} is a part of a diffusers model: choose the model as a single file")
-    if identity.layout != "ldm" and identity.family not in (Family.SD3, Family.FLUX):
+    if identity.layout != "ldm":
         raise BadCheckpoint(f"{name!r} has no text encoder in it: choose a checkpoint that has one")
-    if "vae" in identity.details and identity.family not in (Family.SD3, Family.FLUX):
+    if "vae" in identity.details:
         # Also where --vae names another one: the loader reads the checkpoint's own first.
         raise BadCheckpoint(f"{name!r} has no autoencoder (VAE) in it: choose a checkpoint that has one")
     if identity.family is Family.SD1 and (problem := sd1_problem(header)):
         raise BadCheckpoint(f"{name!r} {problem}: download it again, or choose another checkpoint")
-    second = command.values("--v2") is not None
-    if identity.family in (Family.SD1, Family.SD2) and second is not (identity.family is Family.SD2):
-        raise BadInput(
-            f"{name!r} is {identity.family.value}: {'remove' if second else 'add'} the option --v2"
-        )
     return header
-
-
-def _right_script(family: Family) -> str:
-    script = next((script for script, families in FAMILIES.items() if family in families), "")
-    return f"{script} is the one for it" if script else "choose another checkpoint"
 
 
 def check_loras(command: TrainingCommand, checkpoint: Header) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Union
@@ -17,6 +18,7 @@ from typing import Any, Union
 from copier import errors
 from copier.codec import spec_from_json, spec_to_json
 from copier.errors import CopierError, TrainingFailed
+from copier.model_options import AS_IT_IS, ModelOptions, Prediction, Switch
 from copier.progress import ProgressEvent
 from copier.recipe import Precision, TrainingSpec
 
@@ -32,7 +34,7 @@ class TrainRequest:
         start: a LoRA file to go on from.
         metadata: written into the LoRA beside kohya's keys, which it overrides.
         save_precision: number format of the written LoRA.
-        clip_skip: as hosts count it; 1 uses all layers of the text encoder.
+        model: how the checkpoint is used.
         stage: the name that its progress events bear.
     """
 
@@ -45,7 +47,7 @@ class TrainRequest:
     start: Path | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     save_precision: Precision = Precision.FP32
-    clip_skip: int = 1
+    model: ModelOptions = AS_IT_IS
     stage: str = "train"
 
 
@@ -70,7 +72,7 @@ class SampleRequest:
     height: int = 512
     negative: str = ""
     batch_size: int | None = None
-    clip_skip: int = 1
+    model: ModelOptions = AS_IT_IS
     precision: Precision = Precision.FP32
     stage: str = "sample"
 
@@ -85,6 +87,7 @@ class ReconstructRequest:
     checkpoint: Path
     pictures: tuple[Path, ...]
     out: Path
+    model: ModelOptions = AS_IT_IS
     precision: Precision = Precision.FP32
     stage: str = "reconstruct"
 
@@ -182,7 +185,9 @@ def _to_json(value: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, TrainingSpec):
         return spec_to_json(value)
-    if isinstance(value, Precision):
+    if isinstance(value, ModelOptions):
+        return _to_json(value)
+    if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):
         return str(value)
@@ -209,6 +214,15 @@ def _weighted(values: list[tuple[str, float]]) -> tuple[tuple[Path, float], ...]
     return tuple((Path(path), float(weight)) for path, weight in values)
 
 
+def _model(value: Mapping[str, Any]) -> ModelOptions:
+    return ModelOptions(
+        vae=None if value["vae"] is None else Path(value["vae"]),
+        clip_skip=value["clip_skip"],
+        prediction=Prediction(value["prediction"]),
+        zero_terminal_snr=Switch(value["zero_terminal_snr"]),
+    )
+
+
 _READERS: Mapping[str, Any] = MappingProxyType(
     {
         "checkpoint": Path,
@@ -218,6 +232,7 @@ _READERS: Mapping[str, Any] = MappingProxyType(
         "pictures": _paths,
         "base": _weighted,
         "loras": _weighted,
+        "model": _model,
         "training": lambda value: spec_from_json(TrainingSpec, value),
         "precision": Precision,
         "save_precision": Precision,

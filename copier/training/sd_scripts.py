@@ -81,6 +81,7 @@ class SdScripts:
         stand_in: a folder with a package in place of a torchvision that cannot be imported.
         accelerate: a configuration file of accelerate, to train on several devices; None: plain Python.
         threads: of torch on the processor; None: one for each core that may be used.
+        cpu: train on the processor although there is a GPU.
         skip_init: leave out the random initialisation of weights that the checkpoint overwrites.
         silent_seconds: a child that writes nothing for so long is ended.
         times: how it is stopped.
@@ -92,6 +93,7 @@ class SdScripts:
     stand_in: Path | None = None
     accelerate: Path | None = None
     threads: int | None = None
+    cpu: bool = False
     skip_init: bool = True
     silent_seconds: float = SILENT_SECONDS
     times: StopTimes = STOP_TIMES
@@ -120,8 +122,10 @@ class SdScripts:
             for name, value in os.environ.items()
             if name not in _NOT_INHERITED and not name.startswith("ACCELERATE_")
         }
+        hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"} if self.cpu else {}
         return {
             **inherited,
+            **hidden,
             "PYTHONUNBUFFERED": "1",
             # Two threads on a busy machine of two cores took five times as long as one: never left to chance.
             "OMP_NUM_THREADS": str(self.threads or available_cores()),

@@ -160,7 +160,7 @@ class Engine:
             start=request.start,
             metadata=request.metadata,
             precision=request.save_precision,
-            clip_skip=request.clip_skip,
+            clip_skip=request.model.clip_skip,
             stage=request.stage,
         )
         done = builtin.train(
@@ -192,7 +192,7 @@ class Engine:
                 guidance=request.guidance,
                 width=request.width,
                 height=request.height,
-                clip_skip=request.clip_skip,
+                clip_skip=request.model.clip_skip,
                 batch_size=request.batch_size,
                 observer=self.observer,
                 cancel=cancel,

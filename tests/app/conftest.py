@@ -37,5 +37,5 @@ def folder(doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def worker(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that every service starts as its worker child."""
     fake = type("Worker", (doubles.FakeWorker,), {"calls": []})
-    monkeypatch.setattr("copier.app.service.BuiltinWorker", fake)
+    monkeypatch.setattr("copier.app.crew.BuiltinWorker", fake)
     return fake

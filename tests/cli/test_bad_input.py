@@ -213,9 +213,6 @@ CASES = {
     "a value of another kind": run(*PAIR, "--set", "training.steps=many", words=("'many'", "whole number")),
     "a value that is not one": run(*PAIR, "--set", "training.schedule=cosin", words=("'cosin'", "'cosine'")),
     "no assignment": run(*PAIR, "--set", "steps", words=("'steps'", "path=value")),
-    "a trainer that is not there yet": Case(
-        ("run", "copier-quick", "--checkpoint", "base.safetensors", *PAIR), ("sd-scripts", "trainer=builtin")
-    ),
     # checkpoints
     "no checkpoint": Case(
         ("run", "short.json", "--checkpoint", "none.safetensors", *PAIR),

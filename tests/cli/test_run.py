@@ -98,6 +98,16 @@ def test_a_dry_run_says_what_would_run_and_why_and_writes_nothing(
     assert doubles.tree(folder) == between
 
 
+def test_a_trainer_that_is_not_installed_is_named_with_both_remedies_before_anything_is_written(
+    copier: Any, folder: Path, worker: Any, doubles: ModuleType
+) -> None:
+    before = doubles.tree(folder.parent)
+    done = copier("run", "copier-quick", "--checkpoint", "base.safetensors", "--a", "a.png", "--b", "b.png")
+    assert done.code == 1 and done.out == ""
+    assert "copier trainer install" in done.err and "--set trainer=builtin" in done.err
+    assert doubles.tree(folder.parent) == before
+
+
 def test_set_makes_a_recipe_for_the_other_trainer_run(copier: Any, folder: Path, worker: Any) -> None:
     done = copier(
         "run",

@@ -233,7 +233,7 @@ def execute(
     store = StageStore(data / "stages")
     store.remove_leftovers()
     planned = plan(request, DigestMemory(data / "digests").digest)
-    return run(request, planned, store, lambda: worker, observer, cancel or CancelToken())
+    return run(request, planned, store, lambda: worker, worker.train, observer, cancel or CancelToken())
 
 
 def execute_and_publish(request: RunRequest, data: Path, worker: FakeWorker) -> Mapping[str, Path]:

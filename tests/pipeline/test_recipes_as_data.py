@@ -248,7 +248,7 @@ def test_a_lora_file_that_was_changed_since_it_was_planned_is_not_stored_as_the_
     look.write_bytes(look.read_bytes()[:-4] + b"1234")
     store = StageStore(tmp_path / "stages")
     with pytest.raises(BadInput, match="was changed while the run began"):
-        run(asked, planned, store, FakeWorker, ignore, CancelToken())
+        run(asked, planned, store, FakeWorker, FakeWorker().train, ignore, CancelToken())
     assert {entry.record.name for entry in store.entries()} == {"a", "b"}
 
 

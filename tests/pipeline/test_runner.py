@@ -82,7 +82,8 @@ def test_the_worker_is_not_even_started_where_nothing_needs_it(finished):
     def start():
         raise AssertionError("the worker was started")
 
-    again = run(request, done.plan, StageStore(data / "stages"), start, lambda event: None, CancelToken())
+    store = StageStore(data / "stages")
+    again = run(request, done.plan, store, start, start, lambda event: None, CancelToken())
     assert again.entries == done.entries
 
 

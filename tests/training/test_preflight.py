@@ -96,8 +96,6 @@ def test_a_training_that_can_be_done_passes_with_a_note_about_the_processor(
     ("file", "script", "right"),
     [
         ("sdxl_file", "train_network.py", "sdxl_train_network.py"),
-        ("flux_file", "sdxl_train_network.py", "flux_train_network.py"),
-        ("sd3_file", "train_network.py", "sd3_train_network.py"),
         ("sd2_file", "sdxl_train_network.py", "train_network.py"),
     ],
 )
@@ -108,6 +106,15 @@ def test_a_checkpoint_of_another_family_names_the_script_for_it(
     with pytest.raises(BadCheckpoint, match=f"{right} is the one for it"):
         check_checkpoint(make(script=script, model=model))
     check_checkpoint(make(*(["--v2"] if file == "sd2_file" else []), script=right, model=model))
+
+
+@pytest.mark.parametrize("file", ["flux_file", "sd3_file"])
+def test_a_family_that_no_script_trains_is_refused(
+    file: str, make: Make, narrow: ModuleType, tmp_path: Path
+) -> None:
+    model = written(tmp_path / "model.safetensors", getattr(narrow, file)() | VAE)
+    with pytest.raises(BadCheckpoint, match="which is not trained: choose a checkpoint of sd1, sd2, sdxl"):
+        check_checkpoint(make(model=model))
 
 
 def test_a_checkpoint_that_is_none_or_lacks_a_part_is_refused(

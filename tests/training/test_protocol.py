@@ -10,6 +10,7 @@ import pytest
 
 from copier import errors
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed, UnknownName
+from copier.model_options import ModelOptions, Prediction
 from copier.progress import ProgressEvent
 from copier.recipe import CaptionPolicy, CaptionSpec, Precision, Schedule, TrainingSpec
 from copier.training import protocol
@@ -29,7 +30,7 @@ REQUESTS = [
         start=Path("start.safetensors"),
         metadata={"copier_recipe": "{}"},
         save_precision=Precision.FP16,
-        clip_skip=2,
+        model=ModelOptions(clip_skip=2, prediction=Prediction.VELOCITY),
         stage="copier",
     ),
     protocol.TrainRequest(Path("c"), (Path("a"),), Path("o"), TrainingSpec()),

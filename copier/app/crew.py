@@ -1,0 +1,152 @@
+"""Who trains and draws for the runs of one call: child processes, started on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+
+from copier.app.settings import Settings
+from copier.pipeline.plan import paired
+from copier.progress import CancelToken, Observer
+from copier.recipe import EvaluateStage, GateStage, Recipe, Trainer
+from copier.request import RunRequest
+from copier.training.client import BuiltinWorker
+from copier.training.environment import TrainerEnvironment, require_environment
+from copier.training.interpreter import ask_interpreter
+from copier.training.machine import Device, device_of
+from copier.training.protocol import TrainRequest, TrainResult
+from copier.training.scripts_folder import ScriptsFolder, find_sd_scripts
+from copier.training.scripts_trainer import ScriptsTrainer
+from copier.training.sd_scripts import SdScripts
+
+_DISTRIBUTION = "sd-webui-copier"
+_SAMPLES = 4
+"""Pictures that are drawn at a time while sd-scripts trains."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """An installed sd-scripts: the Python that runs it, its packages, its folder, and the device."""
+
+    environment: TrainerEnvironment
+    folder: ScriptsFolder
+    device: Device
+
+    def scripts(self, settings: Settings, *, threads: int | None) -> SdScripts:
+        """How its scripts are run."""
+        return SdScripts(
+            self.environment.interpreter.path,
+            self.folder.folder,
+            overlay=self.environment.packages,
+            stand_in=self.environment.stand_in,
+            accelerate=settings.accelerate,
+            threads=threads,
+            cpu=self.device.kind == "cpu",
+        )
+
+
+def find_kit(settings: Settings, *, device: str) -> Kit:
+    """What trains with sd-scripts on ``device`` (auto, cpu or cuda).
+
+    Raises:
+        NotInstalled: sd-scripts or its packages are not there; the message says how to get them.
+        BadInput: the Python or the folder that the settings name cannot be used.
+    """
+    interpreter = ask_interpreter(settings.python)
+    environment = require_environment(settings.trainer, interpreter)
+    folder = find_sd_scripts(settings.sd_scripts_dir)
+    return Kit(environment, folder, Device("cpu") if device == "cpu" else device_of(interpreter))
+
+
+class Crew:
+    """Starts the children at their first call; a context manager that ends them.
+
+    Never two with a checkpoint in memory at once: the worker that draws is ended before sd-scripts trains.
+    """
+
+    def __init__(self, settings: Settings, *, device: str, threads: int | None) -> None:
+        """
+        Args:
+            settings: where things are.
+            device: auto, cpu or cuda.
+            threads: of torch on the processor; None for all.
+        """
+        self._settings = settings
+        self._device = device
+        self._threads = threads
+        self._kit: Kit | None = None
+        self._worker: BuiltinWorker | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.__exit__(kind, error, trace)
+
+    def worker(self) -> BuiltinWorker:
+        """The child that draws, and that trains where the recipe says ``builtin``."""
+        if self._worker is None:
+            self._settings.logs.mkdir(parents=True, exist_ok=True)
+            python, search_path = self._worker_python()
+            self._worker = BuiltinWorker(
+                python=python,
+                threads=self._threads,
+                device=self._device,
+                log_path=self._settings.logs / "worker.log",
+                tokenizer_folder=self._settings.tokenizer,
+                search_path=search_path,
+            ).__enter__()
+        return self._worker
+
+    def _worker_python(self) -> tuple[str, tuple[Path, ...]]:
+        """The Python of the worker, and what goes first on its path.
+
+        An installed program has the packages itself. An extension runs in a host's Python, which lacks them
+        or has others: there they come from the trainer's own.
+        """
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(_DISTRIBUTION)
+            return sys.executable, ()
+        interpreter = ask_interpreter(self._settings.python)
+        return interpreter.path, require_environment(self._settings.trainer, interpreter).search_path
+
+    def train(
+        self, run: RunRequest, request: TrainRequest, *, observer: Observer, cancel: CancelToken
+    ) -> TrainResult:
+        """Train a LoRA with the trainer of the run's recipe.
+
+        Raises:
+            CopierError: as ``BuiltinWorker.train``, or ``find_kit`` and ``ScriptsTrainer.train``.
+        """
+        if run.recipe.trainer is Trainer.BUILTIN:
+            return self.worker().train(request, observer=observer, cancel=cancel)
+        self._kit = self._kit or find_kit(self._settings, device=self._device)
+        self.__exit__(None, None, None)
+        trainer = ScriptsTrainer(
+            self._kit.scripts(self._settings, threads=self._threads),
+            self._kit.environment,
+            device=self._kit.device,
+            logs=self._settings.logs,
+            options=run.scripts,
+            samples=_samples(run.recipe),
+        )
+        return trainer.train(request, observer=observer, cancel=cancel)
+
+
+def _samples(recipe: Recipe) -> tuple[tuple[str, int], ...]:
+    """Prompts and seeds for pictures on the way: the first that the recipe measures with."""
+    for stage in recipe.stages:
+        if isinstance(stage, (GateStage, EvaluateStage)):
+            return paired(stage.prompts, stage.seeds)[:_SAMPLES]
+    return (("", 1),)

@@ -1,0 +1,204 @@
+"""sd-scripts as a trainer: takes the builtin trainer's requests, and carries them out with its scripts."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from copier.checkpoint.family import detect
+from copier.checkpoint.header import read_header
+from copier.checkpoint.prediction import parameterisation
+from copier.errors import CopierError
+from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
+from copier.recipe import Optimiser, TrainingSpec
+from copier.request import NOTHING_MORE, ScriptOptions
+from copier.training import kohya_log, sd_scripts
+from copier.training.command import Pictures, SamplePrompt, ScriptJob, build_command
+from copier.training.command_parts import PictureCopy, TrainingCommand
+from copier.training.environment import TrainerEnvironment
+from copier.training.machine import Device
+from copier.training.protocol import TrainRequest, TrainResult
+
+
+class ScriptsTrainer:
+    """Trains LoRAs with the scripts of sd-scripts, one child process for each."""
+
+    def __init__(
+        self,
+        scripts: sd_scripts.SdScripts,
+        environment: TrainerEnvironment,
+        *,
+        device: Device,
+        logs: Path,
+        options: ScriptOptions = NOTHING_MORE,
+        samples: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """
+        Args:
+            scripts: sd-scripts and how it is run.
+            environment: where its tokenizers are, and whether the 8-bit optimisers are.
+            device: what it trains on.
+            logs: a folder that keeps the log of a training that failed.
+            options: of the run.
+            samples: prompts and seeds of the pictures that are drawn on the way, where ``options`` ask.
+        """
+        self._scripts = scripts
+        self._environment = environment
+        self._device = device
+        self._logs = logs
+        self._options = options
+        self._samples = tuple(samples)
+
+    def train(
+        self, request: TrainRequest, *, observer: Observer = ignore, cancel: CancelToken | None = None
+    ) -> TrainResult:
+        """Train a LoRA; its log and samples stay in the folder of ``request.output``.
+
+        Losses are those that sd-scripts shows: the mean over the last epoch, which is as short as whole
+        batches allow. Raises as ``sd_scripts.train``; the log of a training that failed is kept.
+        """
+        folder = request.output.parent
+        training = self._trainable(request, observer)
+        job, copies = script_job(
+            request,
+            training,
+            folder / "work",
+            self._environment.tokenizers,
+            extra=self._options.extra,
+            sample_every=self._options.sample_every,
+            samples=self._samples,
+        )
+        options = sd_scripts.list_options(self._scripts, job.script.file) if job.extra else ()
+        command = build_command(job, options)
+        losses = _Losses(guarded(observer), training.steps)
+        try:
+            done = sd_scripts.train(
+                sd_scripts.TrainingJob(
+                    TrainingCommand(command.script, command.argv, command.files(), copies),
+                    output=request.output,
+                    folder=folder,
+                    stage=request.stage,
+                ),
+                self._scripts,
+                reader=kohya_log.LogReader(request.stage, training.steps),
+                explain=functools.partial(kohya_log.explain, training=training),
+                device=self._device,
+                observer=losses.observe,
+                cancel=cancel,
+            )
+        except CopierError:
+            self._keep_log(folder, request.stage, observer)
+            raise
+        return TrainResult(request.output, losses.all(), done.seconds)
+
+    def _trainable(self, request: TrainRequest, observer: Observer) -> TrainingSpec:
+        """The training as this machine can do it, with a note where that differs from what was asked for."""
+        training = request.training
+        if training.optimiser is Optimiser.ADAMW_8BIT and not self._environment.eight_bit:
+            observer(ProgressEvent(request.stage, message="adamw8bit needs CUDA: adamw takes its place"))
+            return replace(training, optimiser=Optimiser.ADAMW)
+        return training
+
+    def _keep_log(self, folder: Path, stage: str, observer: Observer) -> None:
+        """Move the log out of the folder, which does not outlive the failure."""
+        log, kept = folder / sd_scripts.LOG_NAME, self._logs / f"sd-scripts-{stage}.log"
+        if not log.is_file():
+            return
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            os.replace(log, kept)
+        except OSError:
+            return
+        observer(ProgressEvent(stage, message=f"the log of sd-scripts is in {kept}"))
+
+
+def script_job(
+    request: TrainRequest,
+    training: TrainingSpec,
+    work: Path,
+    tokenizers: Path,
+    *,
+    extra: tuple[str, ...] = (),
+    sample_every: int = 0,
+    samples: Sequence[tuple[str, int]] = (),
+) -> tuple[ScriptJob, tuple[PictureCopy, ...]]:
+    """The job of a request, and the copies of its pictures in ``work``; only headers are read.
+
+    ``samples`` are prompts and seeds, drawn in the size of the first picture every ``sample_every`` steps.
+
+    Raises:
+        BadInput, BadPicture, BadCheckpoint: sd-scripts cannot do it.
+    """
+    header = read_header(request.checkpoint)
+    known = parameterisation(header, request.model)
+    work = work.absolute()
+    sets, copies = _picture_sets(request, work, alpha=training.masked_loss)
+    prompts = tuple(SamplePrompt(prompt, seed, sets[0].width, sets[0].height) for prompt, seed in samples)
+    job = ScriptJob(
+        checkpoint=request.checkpoint.absolute(),
+        family=detect(header).family,
+        training=training,
+        pictures=sets,
+        work=work,
+        output_folder=work / "out",
+        output_name=request.output.stem,
+        tokenizers=tokenizers.absolute(),
+        base=tuple((path.absolute(), multiplier) for path, multiplier in request.base),
+        start=None if request.start is None else request.start.absolute(),
+        vae=None if request.model.vae is None else request.model.vae.absolute(),
+        clip_skip=request.model.clip_skip,
+        velocity=known.velocity,
+        zero_terminal_snr=known.zero_terminal_snr,
+        save_precision=request.save_precision,
+        samples=prompts if sample_every else (),
+        sample_every=sample_every,
+        extra=extra,
+    )
+    return job, copies
+
+
+def _picture_sets(
+    request: TrainRequest, work: Path, *, alpha: bool
+) -> tuple[tuple[Pictures, ...], tuple[PictureCopy, ...]]:
+    """A folder for the pictures of each size, and the copies that go there."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, path in enumerate(request.pictures):
+        with Image.open(path) as picture:
+            by_size.setdefault(picture.size, []).append(number)
+    sets, copies = [], []
+    for (width, height), numbers in by_size.items():
+        folder = work / f"pictures-{width}x{height}"
+        names = tuple(f"{number + 1:04d}.png" for number in numbers)
+        captions = tuple(request.captions[number] for number in numbers) if request.captions else ()
+        sets.append(Pictures(folder, names, width, height, captions))
+        for number, name in zip(numbers, names, strict=True):
+            copies.append(PictureCopy(request.pictures[number], folder / name, alpha))
+    return tuple(sets), tuple(copies)
+
+
+class _Losses:
+    """Keeps the loss of every step on its way to the observer."""
+
+    def __init__(self, observer: Observer, steps: int) -> None:
+        self._observer = observer
+        self._steps = steps
+        self._found: dict[int, float] = {}
+
+    def observe(self, event: ProgressEvent) -> None:
+        """Pass it on; the last event of a step has its loss."""
+        if event.loss is not None and event.step:
+            self._found[event.step] = event.loss
+        self._observer(event)
+
+    def all(self) -> tuple[float, ...]:
+        """One a step; a step whose loss was not shown has that of the step before."""
+        losses: list[float] = []
+        for step in range(1, self._steps + 1):
+            if step in self._found or losses:
+                losses.append(self._found.get(step, losses[-1] if losses else 0.0))
+        return tuple(losses)
