@@ -21,7 +21,7 @@ from copier.training.machine import Device, device_of
 from copier.training.protocol import TrainRequest, TrainResult
 from copier.training.scripts_folder import ScriptsFolder, find_sd_scripts
 from copier.training.scripts_trainer import ScriptsTrainer
-from copier.training.sd_scripts import SdScripts
+from copier.training.sd_scripts import SavedSeen, SdScripts
 
 _DISTRIBUTION = "sd-webui-copier"
 _SAMPLES = 4
@@ -65,7 +65,8 @@ def find_kit(settings: Settings, *, device: str) -> Kit:
 class Crew:
     """Starts the children at their first call; a context manager that ends them.
 
-    Never two with a checkpoint in memory at once: the worker that draws is ended before sd-scripts trains.
+    The worker that draws is ended before sd-scripts trains: two checkpoints in memory are one too many. Only
+    a training that checks the gate on its way (``check_every``) has it beside itself.
     """
 
     def __init__(self, settings: Settings, *, device: str, threads: int | None) -> None:
@@ -122,9 +123,15 @@ class Crew:
         return interpreter.path, require_environment(self._settings.trainer, interpreter).search_path
 
     def train(
-        self, run: RunRequest, request: TrainRequest, *, observer: Observer, cancel: CancelToken
+        self,
+        run: RunRequest,
+        request: TrainRequest,
+        *,
+        observer: Observer,
+        cancel: CancelToken,
+        on_saved: SavedSeen | None = None,
     ) -> TrainResult:
-        """Train a LoRA with the trainer of the run's recipe.
+        """Train a LoRA with the trainer of the run's recipe; ``on_saved`` is for sd-scripts.
 
         Raises:
             CopierError: as ``BuiltinWorker.train``, or ``find_kit`` and ``ScriptsTrainer.train``.
@@ -141,7 +148,7 @@ class Crew:
             options=run.scripts,
             samples=_samples(run.recipe),
         )
-        return trainer.train(request, observer=observer, cancel=cancel)
+        return trainer.train(request, observer=observer, cancel=cancel, on_saved=on_saved)
 
 
 def _samples(recipe: Recipe) -> tuple[tuple[str, int], ...]:
