@@ -25,13 +25,15 @@ from copier.training.tagger_model import REPOSITORY, TaggerModel, keep_download,
 SCRIPT = "finetune/tag_images_by_wd14_tagger.py"
 THRESHOLD = 0.35
 """How sure the model must be of a tag, 0 to 1: sd-scripts' own default."""
+_NO_CHARACTERS = 2
+"""Above every probability: v0.10.1 ends with an UnboundLocalError at the first character that it knows."""
 _SHORT = 3
 _SEPARATOR = ", "
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """A picture and its tags, in the model's order: general ones, then known characters."""
+    """A picture and its tags, in the model's order; names of characters are not among them."""
 
     picture: Path
     tags: tuple[str, ...]
@@ -40,7 +42,7 @@ class Tagged:
 def check_threshold(threshold: float) -> None:
     """Raise ``BadInput`` unless it is a probability."""
     if not 0.0 <= threshold <= 1.0:
-        raise BadInput(f"the threshold is {threshold:g}: it must be from 0 (every tag) to 1 (none)")
+        raise BadInput(f"the threshold is {threshold:g}: it must be from 0 (every tag) to 1 (sure ones)")
 
 
 def tag_pictures(
@@ -90,6 +92,7 @@ def tag_pictures(
         f"--repo_id={folder.name if model.here else REPOSITORY}",
         "--batch_size=1",
         f"--thresh={threshold!r}",
+        f"--character_threshold={_NO_CHARACTERS}",
         f"--output_path={answer}",
         f"--caption_separator={_SEPARATOR}",
     ]

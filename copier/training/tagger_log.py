@@ -68,12 +68,6 @@ FAILURES = (
         f"onnxruntime cannot run the tagger's {MODEL} ({{kind}}): take another WD14 tagger",
     ),
     _failure(
-        "tags of another model",
-        r"^IndexError: list index out of range",
-        BadInput,
-        f"{TAGS} has fewer tags than {MODEL} knows: put the two files of one model together",
-    ),
-    _failure(
         "hub",
         r"ConnectionError|ConnectTimeout|ProxyError|Max retries exceeded|OfflineModeIsEnabled"
         r"|LocalEntryNotFoundError|HfHubHTTPError|RepositoryNotFoundError|HTTPError|EntryNotFoundError",

@@ -13,7 +13,7 @@ REPOSITORY = "SmilingWolf/wd-v1-4-convnext-tagger-v2"
 """The model that sd-scripts' tagger takes by itself (v0.10.1), and the one that may be downloaded."""
 MODEL, TAGS = "model.onnx", "selected_tags.csv"
 _HEADER = ["tag_id", "name", "category"]
-_RATING, _GENERAL, _CHARACTER = "9", "0", "4"
+_RATING, _GENERAL = "9", "0"
 _RATINGS = 4
 _POINTER = b"version https://git-lfs"
 
@@ -64,8 +64,8 @@ def find_model(models: Path, own: Path | None = None, *, allow_download: bool = 
 def check_model(folder: Path) -> None:
     """Refuse a model that sd-scripts would read wrongly, without a word, or late.
 
-    It takes the first 4 numbers that the model gives for ratings, the next for the tags of the category
-    general, and those that follow for characters, in whatever order the table of tags has them.
+    It takes the first 4 numbers that the model gives for ratings and those that follow for the tags of the
+    category general, wherever these are in the table of tags.
 
     Raises:
         BadInput: the files are placeholders, cannot be read, or the table is in another order.
@@ -90,11 +90,10 @@ def check_model(folder: Path) -> None:
         )
     categories = [row[2] for row in rows]
     general = categories.count(_GENERAL)
-    characters = len(categories) - _RATINGS - general
-    if not general or categories != [_RATING] * _RATINGS + [_GENERAL] * general + [_CHARACTER] * characters:
+    if not general or categories[: _RATINGS + general] != [_RATING] * _RATINGS + [_GENERAL] * general:
         raise BadInput(
-            f"the tags in {table} are not in the order that sd-scripts reads ({_RATINGS} ratings, general "
-            f"tags, characters: categories {_RATING}, {_GENERAL}, {_CHARACTER}): take another WD14 tagger"
+            f"the tags in {table} are not in the order that sd-scripts reads ({_RATINGS} ratings, category "
+            f"{_RATING}; then the general tags, {_GENERAL}; then others): take another WD14 tagger"
         )
 
 

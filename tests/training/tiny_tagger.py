@@ -2,7 +2,7 @@
 
 Its input and output are those of the real ones: (n, 448, 448, 3), blue, green and red from 0 to 255, and a
 probability for each row of the table of tags. A tag is certain where its colour's mean is above half of 255,
-over the whole picture or over its upper half, and impossible below.
+over the whole picture or over its upper half, and impossible below. ``^_^`` and the character it always sees.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def _model() -> bytes:
     the picture, then over its upper half.
     """
     tags = [*RATINGS, *GENERAL, *CHARACTERS]
-    weights = [[0.0] * len(tags) for _ in range(6)]
-    bias = [_ALWAYS if name in ("^_^", "general") else _NEVER for name in tags]
+    weights = [0.0] * (6 * len(tags))
+    bias = [_ALWAYS if name in ("general", "^_^", *CHARACTERS) else _NEVER for name in tags]
     for channel in range(6):
         tag = len(RATINGS) + channel
-        weights[channel][tag], bias[tag] = _STEEP, -127.5 * _STEEP
+        weights[channel * len(tags) + tag], bias[tag] = _STEEP, -127.5 * _STEEP
     nodes = [
         _node("Slice", ("picture", "zero", "half", "rows"), "upper"),
         _node("ReduceMean", ("picture",), "whole_means", axes=(1, 2), keepdims=0),
@@ -55,7 +55,7 @@ def _model() -> bytes:
         _tensor("zero", (1,), _INT64, struct.pack("<q", 0)),
         _tensor("half", (1,), _INT64, struct.pack("<q", _SIDE // 2)),
         _tensor("rows", (1,), _INT64, struct.pack("<q", 1)),
-        _tensor("weights", (6, len(tags)), _FLOAT, struct.pack(f"<{6 * len(tags)}f", *sum(weights, []))),
+        _tensor("weights", (6, len(tags)), _FLOAT, struct.pack(f"<{6 * len(tags)}f", *weights)),
         _tensor("bias", (len(tags),), _FLOAT, struct.pack(f"<{len(tags)}f", *bias)),
     ]
     graph = b"".join(
