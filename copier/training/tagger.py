@@ -81,21 +81,16 @@ def tag_pictures(
         raise NotInstalled(
             f"there is no {SCRIPT} in {str(scripts.folder)!r}: fetch sd-scripts with 'copier trainer install'"
         )
-    copies, answer, models = work / "pictures", work / "tags.json", work / "model"
-    _copy(pictures, copies, cancel)
-    folder = model.folder.absolute() if model.here else usual_place(models)
+    copies, answer = work / "pictures", work / "tags.json"
+    folder = model.folder.absolute() if model.here else usual_place(work / "model")
     arguments = [
-        str(copies),
-        "--onnx",
-        f"--model_dir={folder.parent}",
-        # A name without a slash is a folder in model_dir, and nothing else.
-        f"--repo_id={folder.name if model.here else REPOSITORY}",
-        "--batch_size=1",
+        *(str(copies), f"--output_path={answer}"),
+        *_model_arguments(folder, here=model.here),
         f"--thresh={threshold!r}",
         f"--character_threshold={_NO_CHARACTERS}",
-        f"--output_path={answer}",
         f"--caption_separator={_SEPARATOR}",
     ]
+    _copy(pictures, copies, cancel)
     try:
         child = Child(
             scripts.launch(SCRIPT, "--parent", str(os.getpid()), arguments=arguments),
@@ -127,6 +122,16 @@ def readable(tag: str) -> str:
     from the separator between them.
     """
     return tag.replace("_", " ") if len(tag) > _SHORT else tag
+
+
+def _model_arguments(folder: Path, *, here: bool) -> tuple[str, ...]:
+    """Use the model in ``folder``, or download it there.
+
+    The script looks for a repository's model in the folder of its name in ``--model_dir``: a name without a
+    slash is a folder there, and nothing else.
+    """
+    name = folder.name if here else REPOSITORY
+    return ("--onnx", "--batch_size=1", f"--model_dir={folder.parent}", f"--repo_id={name}")
 
 
 def _copy(pictures: Sequence[Path], folder: Path, cancel: CancelToken) -> None:

@@ -23,7 +23,7 @@ _spec.loader.exec_module(local)
 
 
 TAGGER = Contents((Pin("gamma", "3.0"),), ("gamma",), for_training=False, beside=local.CONTENTS.pins)
-"""Its one module needs one of the trainer's."""
+"""Its one module needs one of the trainer's, which the Python itself has in another version."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def surroundings(folder: Path, python: Interpreter, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PIP_FIND_LINKS", str(local.write_wheels(folder / "wheels")))
     monkeypatch.setattr("copier.training.environment.contents_for", lambda interpreter: local.CONTENTS)
     monkeypatch.setattr("copier.training.environment._with_cuda", lambda contents, interpreter: contents)
-    local.write_wheel(folder / "wheels", "gamma", "3.0", "import alpha\nVERSION = '3.0'\n")
+    local.write_wheel(folder / "wheels", "gamma", "3.0", "import alpha\nassert alpha.VERSION == '1.0'\n")
     monkeypatch.setattr("copier.training.tagger_packages.tagger_contents", lambda interpreter: TAGGER)
     monkeypatch.setattr(
         "copier.app.trainer.ask_interpreter", lambda path: replace(ask_interpreter(path), pip="")

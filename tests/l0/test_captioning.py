@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copier.captioning import (
@@ -20,6 +20,7 @@ from copier.captioning import (
 )
 from copier.errors import BadInput
 
+LAWS = settings(deadline=None, derandomize=True, database=None)
 TAGS = ("red hair", "blue_hair", "White Background", "from behind", "arms_at_sides", "solo", "hat", "^_^")
 pictures = st.lists(st.lists(st.sampled_from(TAGS), unique=True).map(tuple), min_size=1, max_size=6)
 kept = st.lists(st.sampled_from(TAGS), unique=True).map(tuple)
@@ -29,6 +30,7 @@ def names(tags: tuple[str, ...]) -> set[str]:
     return set(map(same_tag, tags))
 
 
+@LAWS
 @given(pictures, kept)
 def test_what_is_left_out_is_exactly_what_all_share_and_nobody_keeps(pictures, keep):
     shared = set.intersection(*map(names, pictures))
@@ -38,6 +40,7 @@ def test_what_is_left_out_is_exactly_what_all_share_and_nobody_keeps(pictures, k
         assert [tag for tag in before if tag in after] == list(after)
 
 
+@LAWS
 @given(pictures, kept)
 def test_only_the_tags_to_keep_remain_and_all_of_them(pictures, keep):
     for before, after in zip(pictures, naming_only(pictures, keep=keep), strict=True):
@@ -45,6 +48,7 @@ def test_only_the_tags_to_keep_remain_and_all_of_them(pictures, keep):
         assert [tag for tag in before if tag in after] == list(after)
 
 
+@LAWS
 @given(pictures, kept)
 def test_both_policies_change_nothing_the_second_time(pictures, keep):
     for policy in (naming_what_varies, naming_only):
@@ -52,6 +56,7 @@ def test_both_policies_change_nothing_the_second_time(pictures, keep):
         assert policy(once, keep=keep) == once
 
 
+@LAWS
 @given(pictures, kept, st.randoms())
 def test_the_order_of_the_pictures_does_not_matter(pictures, keep, random):
     order = list(range(len(pictures)))
@@ -61,6 +66,7 @@ def test_the_order_of_the_pictures_does_not_matter(pictures, keep, random):
         assert policy([pictures[i] for i in order], keep=keep) == [plain[i] for i in order]
 
 
+@LAWS
 @given(pictures)
 def test_without_tags_to_keep_the_two_share_the_tags_of_a_picture_out(pictures):
     shared = naming_only(pictures, keep=on_every_picture(pictures))
@@ -69,6 +75,7 @@ def test_without_tags_to_keep_the_two_share_the_tags_of_a_picture_out(pictures):
         assert sorted((*one, *other)) == sorted(before)
 
 
+@LAWS
 @given(pictures, kept)
 def test_a_picture_more_never_leaves_more_unnamed(pictures, keep):
     fewer = naming_what_varies(pictures[:-1], keep=keep)
@@ -76,6 +83,7 @@ def test_a_picture_more_never_leaves_more_unnamed(pictures, keep):
         assert set(one) <= set(other)
 
 
+@LAWS
 @given(st.lists(st.sampled_from(TAGS), unique=True).map(tuple))
 def test_a_caption_is_read_back_as_its_tags(tags):
     assert tags_of(caption_of(tags)) == tags
