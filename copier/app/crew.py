@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from copier.training.protocol import TrainRequest, TrainResult
 from copier.training.scripts_folder import ScriptsFolder, find_sd_scripts
 from copier.training.scripts_trainer import ScriptsTrainer
 from copier.training.sd_scripts import SavedSeen, SdScripts
+from copier.training.tagger_packages import require_tagger
 
 _DISTRIBUTION = "sd-webui-copier"
 _SAMPLES = 4
@@ -35,6 +36,7 @@ class Kit:
     environment: TrainerEnvironment
     folder: ScriptsFolder
     device: Device
+    more_packages: tuple[Path, ...] = ()
 
     def scripts(self, settings: Settings, *, threads: int | None) -> SdScripts:
         """How its scripts are run."""
@@ -42,11 +44,22 @@ class Kit:
             self.environment.interpreter.path,
             self.folder.folder,
             overlay=self.environment.packages,
+            more_packages=self.more_packages,
             stand_in=self.environment.stand_in,
             accelerate=settings.accelerate,
             threads=threads,
             cpu=self.device.kind == "cpu",
         )
+
+
+def find_tagger_kit(settings: Settings) -> Kit:
+    """What runs the tagger of sd-scripts, on the processor.
+
+    Raises as ``find_kit``, also where the tagger's own packages are not there.
+    """
+    kit = find_kit(settings, device="cpu")
+    packages = require_tagger(settings.tagger, kit.environment.interpreter)
+    return replace(kit, more_packages=(packages,))
 
 
 def find_kit(settings: Settings, *, device: str) -> Kit:
