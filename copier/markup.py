@@ -15,7 +15,7 @@ class Markup(str):
 Content = str | float | None | Iterable["Content"]
 """What an element may hold: texts, numbers, elements, nothing, and lists of these."""
 
-_VOID = {"img", "br", "meta", "hr", "wbr"}
+_VOID = {"img", "br", "meta", "hr", "wbr", "input"}
 
 
 def join(content: Content) -> Markup:

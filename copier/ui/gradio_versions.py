@@ -1,0 +1,125 @@
+"""All that differs between gradio 3.41 (A1111) and gradio 4.40 (Forge); the rest of the tab knows neither.
+
+What the tab relies on in both: ``inputs`` given as a set (a handler gets a dict by component), answers given
+as a dict by component, ``gr.update``, files that have ``.name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block, Blocks
+
+MAJOR = int(gr.__version__.split(".")[0])
+
+_SCRIPT = "js" if MAJOR >= 4 else "_js"
+"""The argument of an event that names JavaScript."""
+
+Answer = Mapping[Block, Any]
+Handler = Callable[[dict[Block, Any]], Answer]
+
+
+def listen(
+    component: Block,
+    event: str,
+    handler: Handler,
+    inputs: Collection[Block],
+    outputs: Collection[Block],
+    *,
+    queued: bool = True,
+    confirm: str = "",
+) -> None:
+    """Call ``handler`` with a dict of the inputs' values when ``event`` happens to ``component``.
+
+    ``confirm``: JavaScript that is run first; a function of all inputs that returns them, or throws to stop.
+    Handlers that take long are ``queued``; the others answer even when the queue is full.
+    """
+    options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": queued}
+    if confirm:
+        options[_SCRIPT] = confirm
+    if MAJOR >= 4 and event != "load":
+        options["trigger_mode"] = "multiple" if queued else "always_last"
+    getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, list(outputs), **options)
+
+
+def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:
+    """Without inputs gradio calls a handler without arguments."""
+    if inputs:
+        return handler
+    return lambda: handler({})
+
+
+def run_script(blocks: Blocks, source: str) -> None:
+    """Run the JavaScript ``source`` when the page has loaded: for a page that no host serves."""
+    options = {_SCRIPT: f"() => {{ {source} }}"}
+    blocks.load(None, None, None, **options)
+
+
+def picture_files(
+    *, label: str, several: bool, kinds: Sequence[str], elem_id: str, height: int | None = None
+) -> Any:
+    """A place to drop files."""
+    options: dict[str, Any] = {"type": "filepath"} if MAJOR >= 4 else {"type": "file"}
+    if height is not None:
+        options["height"] = height
+    return gr.File(
+        label=label,
+        file_count="multiple" if several else "single",
+        file_types=list(kinds),
+        elem_id=elem_id,
+        **options,
+    )
+
+
+def file_paths(value: Any) -> tuple[Path, ...]:
+    """The files that a file component holds: nothing, one, or several."""
+    if not value:
+        return ()
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(Path(str(getattr(one, "name", one))) for one in values)
+
+
+def number_is_empty(value: Any) -> bool:
+    """Whether a number field was left empty: None, or the 0 that nothing tells from a real one."""
+    return value is None or value == ""
+
+
+def keep_out_of_ui_config(blocks: Blocks) -> None:
+    """A1111 and Forge save what components hold by their labels; ours keep their own defaults."""
+    for block in blocks.blocks.values():
+        block.do_not_save_to_config = True
+
+
+def gallery(*, label: str, elem_id: str, columns: int) -> Any:
+    """A gallery to choose from, without its own preview: a click chooses."""
+    return gr.Gallery(
+        label=label, elem_id=elem_id, columns=columns, allow_preview=False, height="auto", show_label=True
+    )
+
+
+def launch(blocks: Blocks, *, host: str, port: int | None, folders: Sequence[Path]) -> tuple[str, int]:
+    """Serve the page in a thread; where it is. ``folders``: whose files the page may show.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    blocks.queue(**({"default_concurrency_limit": 4} if MAJOR >= 4 else {"concurrency_count": 4}))
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_api=False,
+        share=False,
+        inbrowser=False,
+        allowed_paths=[str(folder) for folder in folders],
+    )
+    return str(blocks.local_url), int(blocks.server_port)
+
+
+def close(blocks: Blocks) -> None:
+    """Stop serving."""
+    blocks.close()

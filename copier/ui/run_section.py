@@ -1,0 +1,333 @@
+"""The sections "Run", "Result" and "History": they only observe jobs; closing the page stops nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from copier.app.jobs import RUN, Job, JobState, JobView
+from copier.errors import BadInput, CopierError
+from copier.ui import pieces, words
+from copier.ui.form import Form, button, choice, elem_id, flag, html, number, text
+from copier.ui.gradio_versions import Answer
+from copier.ui.parts import Parts
+from copier.ui.request_form import Wanted, decimal
+
+OFFERS = 3
+"""Buttons that repeat a failed job with other settings."""
+MOST_LISTED = 50
+NEWEST = "The newest"
+
+
+class RunSection:
+    """Start and stop, and what the watched job does.
+
+    ``watched`` holds the id of a job that the user chose to see, or "" for the one that runs; ``sent`` what
+    the page shows already, so that nothing is sent twice.
+    """
+
+    def __init__(self, form: Form, parts: Parts) -> None:
+        self.form, self.parts = form, parts
+        self.watched = gr.State("")
+        self.sent = gr.State({})
+        with gr.Column(elem_classes="copier-card"):
+            html("run.head", pieces.heading("3", words.RUN))
+            self.problems = html("run.problems", pieces.problems(()))
+            self.estimate = html("run.estimate")
+            with gr.Row():
+                self.start = button("run.start", "Start", variant="primary", min_width=120)
+                self.queue = button("run.queue", "Add to queue", min_width=120)
+                self.stop = button("run.interrupt", "Stop", variant="stop", min_width=90, interactive=False)
+            self.said = html("run.said")
+            self.status = html("run.status", pieces.job_status(None))
+            self.offers = [
+                button(f"run.offer{i + 1}", "Again", size="sm", visible=False) for i in range(OFFERS)
+            ]
+            self.curve = html("run.curve")
+            self.samples = html("run.samples")
+            with gr.Accordion("Log", open=False, elem_id=elem_id("run.log_fold")):
+                self.log = html("run.log")
+            with gr.Row(elem_classes="copier-quiet"):
+                self.poll = button("run.poll", "Refresh", size="sm", min_width=80, scale=0)
+                self.check = button("run.check", "Check", size="sm", min_width=80, scale=0)
+            self.pulse = html("run.pulse")
+        self.result = ResultPart(form, parts)
+        self.history = HistoryPart(form, parts)
+
+    def started(self, found: Wanted) -> Answer:
+        """Put the run into the queue and watch it."""
+        job = self._submitted(found)
+        return {self.watched: job.id, self.said: "", **self._blocked()}
+
+    def queued(self, found: Wanted) -> Answer:
+        """Put the run into the queue; what is watched stays."""
+        job = self._submitted(found)
+        return {self.said: pieces.note(f"{job.title or job.id} waits in the queue.", "good"), **self._blocked()}
+
+    def _submitted(self, found: Wanted) -> Job:
+        assert found.request is not None
+        return self.parts.jobs.submit(
+            found.request, control=found.control, seeds=found.seeds, title=found.title or _title(found)
+        )
+
+    def _blocked(self) -> Answer:
+        return {self.start: gr.update(interactive=False)}
+
+    def stopped(self, data: Any) -> Answer:
+        """Stop the job that is watched."""
+        job = self._watched(data)
+        if job is None or job.state.ended:
+            raise BadInput("nothing runs that could be stopped")
+        self.parts.jobs.cancel(job.id)
+        return {self.said: pieces.note("Stopping; finished stages are kept."), self.stop: gr.update(interactive=False)}
+
+    def _watched(self, data: Mapping[Any, Any]) -> Job | None:
+        """The job that the page shows: the chosen one, else the one that runs, else the newest."""
+        jobs = self.parts.jobs
+        if data.get(self.watched):
+            try:
+                return jobs.job(data[self.watched])
+            except CopierError:
+                pass  # it was deleted, by another page or the command line
+        current = jobs.current()
+        if current is not None:
+            return current
+        return next(iter(jobs.jobs()), None)
+
+    def observe(self, data: Mapping[Any, Any]) -> Answer:
+        """What is new since the page was last told."""
+        jobs = self.parts.jobs
+        job = self._watched(data)
+        view = jobs.view(job.id) if job is not None else None
+        sent = dict(data.get(self.sent) or {})
+        fresh: dict[Any, Any] = {}
+        shown = {
+            "status": (self.status, pieces.job_status(view, runner=jobs.runner())),
+            "curve": (self.curve, pieces.curve(view)),
+            "samples": (self.samples, lambda: pieces.samples(view), _sample_names(view)),
+            "log": (self.log, pieces.log(view)),
+        }
+        for name, (component, content, *mark) in shown.items():
+            key = str(mark[0]) if mark else str(content)
+            if sent.get(name) != hash(key):
+                sent[name] = hash(key)
+                fresh[component] = content() if callable(content) else content
+        fresh |= self._buttons(view, sent)
+        fresh |= self.result.seen(view, sent)
+        fresh |= self.history.seen(jobs.jobs(), sent)
+        count = int(sent.get("count", 0)) + 1
+        sent["count"] = count
+        return {**fresh, self.sent: sent, self.pulse: str(pieces.pulse(count))}
+
+    def _buttons(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
+        state = None if view is None else view.job.state
+        offers = self._offered(view)
+        mark = hash((state, offers))
+        if sent.get("buttons") == mark:
+            return {}
+        sent["buttons"] = mark
+        live = state is not None and not state.ended
+        updates: dict[Any, Any] = {self.stop: gr.update(interactive=live)}
+        for i, one in enumerate(self.offers):
+            label = offers[i] if i < len(offers) else None
+            updates[one] = gr.update(visible=label is not None, value=label or "Again")
+        return updates
+
+    def _offered(self, view: JobView | None) -> tuple[str, ...]:
+        """What a job that ended without a LoRA can be repeated with."""
+        if view is None or view.job.state not in _UNFINISHED:
+            return ()
+        changes = view.job.failure.settings if view.job.failure is not None else ()
+        again = "Go on" if view.job.state in (JobState.STOPPED, JobState.INTERRUPTED) else "Again"
+        return (again, *(f"Again with {change}" for change in changes[: OFFERS - 1]))
+
+    def again(self, data: Mapping[Any, Any], number: int) -> Answer:
+        """Repeat the watched job, with the setting of that button."""
+        job = self._watched(data)
+        if job is None:
+            raise BadInput("there is no job to repeat")
+        changes = job.failure.settings[number - 1 : number] if job.failure is not None and number else ()
+        new = self.parts.jobs.retry(job.id, changes=changes)
+        return {self.watched: new.id, self.said: ""}
+
+    def outputs(self) -> set[Any]:
+        """All that ``observe`` may change."""
+        own = {self.status, self.curve, self.samples, self.log, self.stop, self.sent, self.pulse, *self.offers}
+        return own | self.result.outputs() | self.history.outputs()
+
+
+_UNFINISHED = (JobState.FAILED, JobState.STOPPED, JobState.INTERRUPTED)
+
+
+def _sample_names(view: JobView | None) -> tuple[str, ...]:
+    return tuple(str(path) for _, path in view.samples) if view is not None else ()
+
+
+def _title(found: Wanted) -> str:
+    assert found.request is not None
+    edits = found.request.edits
+    return edits[0].name.replace("_", " ").capitalize() if edits else found.request.recipe.title
+
+
+class ResultPart:
+    """The figures, the report, and installing the LoRA. ``shown`` holds the id of the job they are of."""
+
+    def __init__(self, form: Form, parts: Parts) -> None:
+        self.form, self.parts = form, parts
+        self.shown = gr.State("")
+        with gr.Column(elem_classes="copier-card"):
+            html("result.head", pieces.heading("", words.RESULT))
+            self.figures = html("result.figures", pieces.result(None))
+            with gr.Accordion(
+                "Report: gate, weight strip, loss", open=True, visible=False, elem_id=elem_id("result.fold")
+            ) as self.fold:
+                self.report = html("result.report")
+            with gr.Column(visible=False, elem_id=elem_id("result.installing")) as self.installing:
+                with gr.Row():
+                    text(form, "result.name", "Name", "Of the new file in the LoRA folder.")
+                    number(form, "result.weight", "Preferred weight", "On the card.", value=1)
+                with gr.Row():
+                    text(form, "result.activation", "Activation text", "On the card; empty for most such LoRAs.")
+                    text(form, "result.notes", "Notes", "On the card.")
+                self.install = button("result.install", "Install in the LoRA folder", variant="primary")
+                self.said = html("result.said")
+
+    def outputs(self) -> set[Any]:
+        """All that ``seen`` may change."""
+        return {self.shown, self.figures, self.report, self.fold, self.installing,
+                *self.form.under("result")}  # fmt: skip
+
+    def seen(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
+        """The result of the watched job, when there is another one than before."""
+        done = view is not None and view.job.kind == RUN and view.job.state is JobState.DONE
+        key = view.job.id if view is not None and done else ""
+        if sent.get("result") == key:
+            return {}
+        sent["result"] = key
+        if view is None or not done or view.job.outcome is None:
+            return {
+                self.shown: "",
+                self.figures: pieces.result(None),
+                self.report: "",
+                self.fold: gr.update(visible=False),
+                self.installing: gr.update(visible=False),
+            }
+        return self._filled(view.job)
+
+    def _filled(self, job: Job) -> Answer:
+        from copier.app.pages import report_page
+
+        outcome = job.outcome or {}
+        report = outcome.get("report")
+        try:
+            page = report_page(Path(report["html"]).parent) if report else ""
+        except BadInput:
+            page = ""
+        return {
+            self.shown: job.id,
+            self.figures: pieces.joined(
+                pieces.result(outcome), pieces.note("" if report else words.NO_REPORT, "plain")
+            ),
+            self.report: pieces.framed(page),
+            self.fold: gr.update(visible=bool(page)),
+            self.installing: gr.update(visible=True),
+            self.form["result.name"]: gr.update(value=Path(outcome["result"]).stem),
+            self.form["result.weight"]: gr.update(value=_weight(outcome)),
+        }
+
+    def installed(self, data: Mapping[Any, Any]) -> Answer:
+        """Put the LoRA into the folder under the name that was given."""
+        from copier.app.install import InstallRequest, install_result
+
+        job = self.parts.jobs.job(str(data.get(self.shown) or ""))
+        answers = self.form.answers(data)
+        wanted = InstallRequest(
+            name=str(answers.get("result.name") or "").strip(),
+            activation=str(answers.get("result.activation") or ""),
+            weight=decimal(answers.get("result.weight"), "Preferred weight", -10, 10),
+            notes=str(answers.get("result.notes") or ""),
+        )
+        place = install_result(job, wanted, self.parts.host)
+        return {self.said: pieces.note(f"Installed: {place.name}.", "good")}
+
+
+def _weight(outcome: Mapping[str, Any]) -> float:
+    """A good weight for the card: the middle of those that the report suggests, else 1."""
+    for one in outcome.get("results") or ():
+        suggested = one.get("suggested_weights")
+        if suggested:
+            return round(sum(suggested) / len(suggested), 2)
+    return 1.0
+
+
+class HistoryPart:
+    """Earlier jobs: see again, use again, compare, delete."""
+
+    def __init__(self, form: Form, parts: Parts) -> None:
+        self.form, self.parts = form, parts
+        with gr.Column(elem_classes="copier-card"):
+            html("history.head", pieces.heading("", words.HISTORY))
+            choice(form, "history.job", "Run", (NEWEST,), value=NEWEST)
+            with gr.Row():
+                self.open = button("history.open", "Show", size="sm", min_width=70)
+                self.use = button("history.use", "Use its settings", size="sm", min_width=110)
+                self.delete = button("history.delete", "Delete", size="sm", min_width=80)
+            flag(form, "history.files", "Delete its files too", "Those that it put into the output folder, and stages that no other run uses.")
+            with gr.Row():
+                choice(form, "history.other", "Compare with", ())
+                self.compare = button("history.compare", "Compare", size="sm", min_width=90, scale=0)
+            self.said = html("history.said")
+
+    def outputs(self) -> set[Any]:
+        """All that ``seen`` may change."""
+        return {self.form["history.job"], self.form["history.other"]}
+
+    def seen(self, jobs: Any, sent: dict[str, Any]) -> Answer:
+        """The list, when it changed."""
+        labels = [label(job) for job in jobs[:MOST_LISTED]]
+        mark = hash(tuple(labels))
+        if sent.get("history") == mark:
+            return {}
+        sent["history"] = mark
+        return {
+            self.form["history.job"]: gr.update(choices=[NEWEST, *labels]),
+            self.form["history.other"]: gr.update(choices=labels),
+        }
+
+    def job(self, given: Any) -> Job:
+        """The job that a list shows so. Raises BadInput."""
+        jobs = self.parts.jobs.jobs()
+        if given in (None, "", NEWEST) and jobs:
+            return jobs[0]
+        id = str(given or "").rpartition("· ")[2]
+        if not id:
+            raise BadInput("no run is chosen: choose one from the list")
+        return self.parts.jobs.job(id)
+
+    def chosen(self, data: Mapping[Any, Any]) -> Job:
+        """The job that is chosen."""
+        return self.job(data.get(self.form["history.job"]))
+
+    def compared(self, data: Mapping[Any, Any]) -> Answer:
+        """Two runs beside each other."""
+        first, second = self.chosen(data), self.job(data.get(self.form["history.other"]))
+        if first.id == second.id:
+            raise BadInput("both are the same run: choose another one to compare with")
+        found = self.parts.jobs.compare(first.id, second.id)
+        return {self.said: pieces.comparison(label(first), label(second), found)}
+
+    def removed(self, data: Mapping[Any, Any]) -> Answer:
+        """Forget a run; says what that took on the disk."""
+        job = self.chosen(data)
+        files = bool(self.form.answers(data).get("history.files"))
+        use = self.parts.jobs.remove(job.id, output=files, stages=files)
+        self_note = pieces.note(f"Deleted {label(job)}: {use.total / 1e6:.1f} MB are free again.", "good")
+        return {self.said: self_note, self.form["history.job"]: gr.update(value=NEWEST)}
+
+
+def label(job: Job) -> str:
+    """How a list shows a job; ends with its id."""
+    return f"{pieces.moment(job.created)} {job.title or job.kind}, {words.STATES[job.state.value]} · {job.id}"

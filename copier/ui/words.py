@@ -1,0 +1,66 @@
+"""What the tab says outside its components: one place, so that translations can be complete.
+
+Texts with numbers or names in them are made where they are shown; those here stand alone in the page.
+"""
+
+from __future__ import annotations
+
+TITLE = "Make a LoRA that does one thing"
+LEAD = "Show it one picture before and after a change. It learns the change, and nothing else."
+STEPS = (
+    ("Original", "Draw a picture, or drop one in."),
+    ("Edited", "Choose what changes in it."),
+    ("Start", "Minutes later there is a LoRA, with a preview and figures."),
+)
+
+ORIGINAL = "Original"
+EDITED = "Edited"
+RECIPE = "Recipe"
+RUN = "Run"
+RESULT = "Result"
+HISTORY = "History"
+ORIGINAL_LEAD = "The picture that the change is shown on. A plain one is best: one thing, quiet background."
+EDITED_LEAD = "The same picture with one thing changed."
+RECIPE_LEAD = "How it is trained. The recipe's own numbers are a good start."
+
+NO_ORIGINAL = "No original yet: draw one, or drop a picture in."
+NO_EDITED = "B appears here as soon as there is an original."
+CHANGED = "changed"
+DIFFERENCE = "What differs: black is unchanged"
+DRAG = "Drag to compare A and B"
+A, B = "A, the original", "B, edited"
+
+READY = "Ready to start."
+BLOCKED = "Start is blocked:"
+NO_JOB = "Nothing runs. Press Start when the pair looks right."
+NO_RESULT = "The result appears here when a run is done."
+NO_REPORT = "This run has no report: its recipe measures nothing."
+STAGES = "Stages"
+LOSS = "Loss"
+SAMPLES = "Pictures on the way"
+NO_HISTORY = "No runs yet."
+ALIKE = "The two runs have the same settings."
+
+STATES = {
+    "queued": "queued",
+    "running": "running",
+    "done": "done",
+    "failed": "failed",
+    "stopped": "stopped",
+    "interrupted": "interrupted",
+    "planned": "planned",
+    "reused": "reused",
+}
+
+EFFECT, LEAKAGE, CONTROL = "Effect at +1", "Leakage at +1", "plain LoRA"
+GATE, WEIGHTS = "Gate: is it A every time?", "Suggested weights"
+PASSED, NOT_PASSED = "passed", "not passed"
+CHANGE, CONSISTENCY = "Change at +1", "Consistency"
+
+EVERY = (
+    TITLE, LEAD, *(part for step in STEPS for part in step), ORIGINAL, EDITED, RECIPE, RUN, RESULT, HISTORY,
+    ORIGINAL_LEAD, EDITED_LEAD, RECIPE_LEAD, NO_ORIGINAL, NO_EDITED, CHANGED, DIFFERENCE, DRAG, A, B, READY,
+    BLOCKED, NO_JOB, NO_RESULT, NO_REPORT, STAGES, LOSS, SAMPLES, NO_HISTORY, ALIKE, *STATES.values(), EFFECT,
+    LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
+)  # fmt: skip
+"""All of them, for the translations."""
