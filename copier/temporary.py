@@ -15,6 +15,7 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
+from copier.lock import flock
 from copier.writepoints import write_point
 
 log = logging.getLogger(__name__)
@@ -86,13 +87,8 @@ def move_into_place(file: BinaryIO, place: Path, target: Path) -> None:
 def _lock(file: BinaryIO, *, unknown: bool) -> bool:
     """Try to lock the file; ``unknown`` is the answer where the file system has no locks."""
     try:
-        import fcntl
+        return flock(file.fileno())
     except ImportError:
         return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError:
         return unknown
-    return True
