@@ -189,6 +189,10 @@ def _value_to_json(value: Any) -> Any:
         return spec_to_json(value)
     if isinstance(value, tuple):
         return [_value_to_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _value_to_json(item) for name, item in value.items()}
     return value
 
 
@@ -199,7 +203,17 @@ def _value_from_json(where: str, hint: Any, value: Any) -> Any:
             raise BadInput(f"{where} is {value!r}: give a list")
         return tuple(_value_from_json(where, item, part) for part in value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _stage_from_json(value)
+        if type(None) not in typing.get_args(hint):
+            return _stage_from_json(value)
+        inner = next(one for one in typing.get_args(hint) if one is not type(None))
+        return None if value is None else _value_from_json(where, inner, value)
+    if typing.get_origin(hint) is Mapping:
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{where} is {value!r}: give a JSON object")
+        item = typing.get_args(hint)[1]
+        return {name: _value_from_json(f"{where}.{name}", item, part) for name, part in value.items()}
+    if hint is Path:
+        return Path(_plain(where, str, value))
     if isinstance(hint, type) and issubclass(hint, Enum):
         try:
             return hint(value)

@@ -6,10 +6,21 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from copier.errors import Cancelled
 
 log = logging.getLogger(__name__)
+
+
+class Phase(str, Enum):
+    """What becomes of a stage of a run: all are planned first, then each is reused, or runs and is done."""
+
+    PLANNED = "planned"
+    REUSED = "reused"
+    STARTED = "started"
+    WORKING = "working"
+    DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,7 @@ class ProgressEvent:
 
     ``step`` of ``steps`` are done; ``loss`` is that of the step (None where there is none) and
     ``rate`` the seconds a step takes (None until known). ``message`` is one line for a person.
+    ``pictures`` are files that were just drawn; those of a stage that still works will be moved.
     """
 
     stage: str
@@ -26,6 +38,8 @@ class ProgressEvent:
     loss: float | None = None
     rate: float | None = None
     message: str = ""
+    phase: Phase = Phase.WORKING
+    pictures: tuple[str, ...] = ()
 
     @property
     def seconds_left(self) -> float | None:

@@ -15,6 +15,7 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
+from copier.lock import flock
 from copier.writepoints import write_point
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,34 @@ def replace_file(target: Path, content: bytes, *, point: str = "") -> None:
     pass_point("done")
 
 
+def create_file(target: Path, content: bytes) -> bool:
+    """Write ``content`` to ``target`` in one step; false where something is there already. Raises OSError."""
+    if os.path.lexists(target):
+        return False
+    remove_leftovers(target)
+    file, place = create_temporary(target)
+    try:
+        with file:
+            with open(file.fileno(), "wb", closefd=False) as whole:
+                whole.write(content)
+            os.fsync(file.fileno())
+            return move_if_absent(file, place, target)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def move_if_absent(file: BinaryIO, place: Path, target: Path) -> bool:
+    """Rename the temporary file to ``target``; false where something is there already. Raises OSError."""
+    try:
+        # Unlike a rename, a link never replaces a file that another process has just put there.
+        os.link(place, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        move_into_place(file, place, target)
+    return True
+
+
 def move_into_place(file: BinaryIO, place: Path, target: Path) -> None:
     """Rename the temporary file to ``target``, in place of what is there; raises OSError.
 
@@ -86,13 +115,8 @@ def move_into_place(file: BinaryIO, place: Path, target: Path) -> None:
 def _lock(file: BinaryIO, *, unknown: bool) -> bool:
     """Try to lock the file; ``unknown`` is the answer where the file system has no locks."""
     try:
-        import fcntl
+        return flock(file.fileno())
     except ImportError:
         return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError:
         return unknown
-    return True

@@ -12,192 +12,68 @@ is gone. A job that ran when its process ended is ``interrupted``: nothing is lo
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from copier.app.job_compare import compare
+from copier.app.job_disk import disk_use, stages_of
+from copier.app.job_events import read_events
+from copier.app.job_files import STOP, JobFiles, interrupted
+from copier.app.job_kinds import KINDS
+from copier.app.job_runner import Runner
+from copier.app.job_values import (
+    RUN,
+    DiskUse,
+    EventPage,
+    Failure,
+    Job,
+    JobKind,
+    JobState,
+    JobView,
+    Json,
+    StageView,
+    Work,
+    run_payload,
+)
+from copier.app.job_view import ViewBuilder
 from copier.app.settings import Settings
-from copier.progress import CancelToken, Observer
+from copier.codec import recipe_to_json, with_value
+from copier.errors import BadInput, UnknownName
+from copier.fields import check_text
+from copier.pipeline.store import StageStore
+from copier.progress import CancelToken, Observer, ignore
 from copier.request import RunRequest
 
-Json = dict[str, Any]
+__all__ = [
+    "RUN",
+    "DiskUse",
+    "EventPage",
+    "Failure",
+    "Job",
+    "JobKind",
+    "JobService",
+    "JobState",
+    "JobView",
+    "Json",
+    "StageView",
+    "Work",
+    "run_payload",
+]
 
-RUN = "run"
-"""The kind of a job that runs a recipe; its payload is made by ``run_payload``."""
-
-
-class JobState(str, Enum):
-    """``interrupted``: it ran when the program ended, and was not asked to stop."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    STOPPED = "stopped"
-    INTERRUPTED = "interrupted"
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more happens to it by itself."""
-        return self not in (JobState.QUEUED, JobState.RUNNING)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job failed: the exception's class, its message, and what to change (as ``retry`` takes it)."""
-
-    error: str
-    message: str
-    settings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it is on the disk now; times are seconds since 1970, None where it is not so far.
-
-    Attributes:
-        id: short, unique, never used again; sorts by the order of submission.
-        kind: ``RUN``, or another one that the service knows.
-        payload: JSON; of a run see ``run_payload``.
-        outcome: JSON of a job that is done: of a run that of ``app.figures.outcome_json``.
-        failure: of one that failed.
-        retry_of: the job that this one repeats, or "".
-        folder: where it is kept.
-    """
-
-    id: str
-    kind: str
-    title: str
-    state: JobState
-    payload: Mapping[str, Any]
-    folder: Path
-    created: float
-    started: float | None = None
-    finished: float | None = None
-    outcome: Mapping[str, Any] | None = None
-    failure: Failure | None = None
-    retry_of: str = ""
-
-    @property
-    def request(self) -> RunRequest:
-        """The request of a run; raises BadInput for another kind, or where it cannot be read any more."""
-        raise NotImplementedError
-
-    @property
-    def control(self) -> bool:
-        """Whether a run also trains the control."""
-        return bool(self.payload.get("control"))
-
-    @property
-    def seeds(self) -> int:
-        """The number of training seeds of a run."""
-        return int(self.payload.get("seeds", 1))
-
-    @property
-    def seconds(self) -> float | None:
-        """What it took, or takes so far; None before it began."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class EventPage:
-    """Events as JSON objects, oldest first, and where to go on reading.
-
-    Each has ``type`` and ``time`` (seconds since 1970):
-    ``state``     state (a ``JobState``), message;
-    ``stage``     stage, round, state (planned, running, reused, done), reason;
-    ``progress``  stage, round, step, steps, rate (s/step), left (s), losses [[step, loss], ...] since the last;
-    ``sample``    stage, round, path (a PNG file), label;
-    ``log``       stage, round, message.
-    """
-
-    events: tuple[Json, ...]
-    cursor: int
-
-
-@dataclass(frozen=True)
-class StageView:
-    """One stage of a job. ``state`` is planned, running, reused, done, failed or stopped.
-
-    ``losses`` are (step, loss), thinned to at most ``MOST_POINTS``; ``rate`` seconds per step; ``left`` the
-    estimate of seconds left; ``seconds`` what the stage took so far.
-    """
-
-    name: str
-    round: int
-    state: str
-    reason: str = ""
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    rate: float | None = None
-    left: float | None = None
-    seconds: float | None = None
-    losses: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class JobView:
-    """All that a page shows of a job: folded from its events, of a size that does not grow.
-
-    ``stages`` are in the order of the plan, ``samples`` (label, PNG file) and ``log`` the latest, ``cursor``
-    where ``JobService.events`` goes on.
-    """
-
-    job: Job
-    stages: tuple[StageView, ...] = ()
-    samples: tuple[tuple[str, Path], ...] = ()
-    log: tuple[str, ...] = ()
-    cursor: int = 0
-
-    @property
-    def current(self) -> StageView | None:
-        """The stage that runs."""
-        return next((stage for stage in self.stages if stage.state == "running"), None)
-
-
-@dataclass(frozen=True)
-class DiskUse:
-    """Bytes that a job takes: its own folder, the files that it put into its output folder, and finished
-    stages in the store that no other job used; ``files`` are those of the output folder."""
-
-    job: int
-    output: int
-    stages: int
-    files: tuple[Path, ...] = ()
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.job + self.output + self.stages
-
-
-Work = Callable[[Mapping[str, Any], Settings, Observer, CancelToken], Json]
-"""Carries a payload out in the runner's thread; its outcome as JSON. Raises CopierError, ``Cancelled``."""
-
-
-@dataclass(frozen=True)
-class JobKind:
-    """A kind of job: ``check`` raises ``CopierError`` for a payload that cannot be carried out, before it is
-    queued; ``work`` carries it out."""
-
-    name: str
-    work: Work
-    check: Callable[[Mapping[str, Any], Settings], None] = field(default=lambda payload, settings: None)
-
-
-def run_payload(request: RunRequest, *, control: bool = False, seeds: int = 1) -> Json:
-    """The payload of a job of the kind ``RUN``; all paths absolute."""
-    raise NotImplementedError
+_VIEWS = 8
+"""Jobs whose view is kept: those that someone looks at."""
 
 
 class JobService:
     """The queue of a data directory. Several services, in one or several processes, may share one.
 
-    Reading and submitting need no ``start``. All methods may be called from any thread and return soon.
+    Reading and submitting need no ``start``. All methods may be called from any thread and return soon,
+    but for ``work``.
     """
 
     def __init__(
@@ -209,62 +85,138 @@ class JobService:
     ) -> None:
         """
         Args:
-            kinds: in addition to those of ``copier.app.job_kinds`` (runs and the tools).
+            kinds: in addition to those of ``copier.app.job_kinds`` (runs, operations on files, installation).
             released: ``HostServices.released``: the host gives its memory back while a job runs.
         """
+        self._settings = settings
+        self._kinds = {kind.name: kind for kind in (*KINDS, *kinds)}
+        self._files = JobFiles(settings.jobs)
+        self._runner = Runner(self._files, settings, self._kinds, released)
+        self._views: OrderedDict[str, ViewBuilder] = OrderedDict()
+        self._views_lock = threading.Lock()
 
     def start(self) -> None:
-        """Work the queue in a thread of this process whenever no other process does. Harmless when repeated."""
+        """Work the queue in a thread of this process whenever no other does. Harmless when repeated."""
+        self._runner.start()
 
-    def close(self, *, timeout: float = 30.0) -> None:
-        """Stop working the queue; a running job is stopped, and is ``interrupted``: it is offered again."""
+    def close(self, *, timeout: float = 30.0) -> bool:
+        """Stop working the queue; a job that runs is stopped, and is ``interrupted``.
+
+        Whether that took less than ``timeout`` seconds.
+        """
+        return self._runner.close(timeout)
+
+    def work(self, *, observer: Observer = ignore, cancel: CancelToken | None = None) -> list[Job]:
+        """Carry out what is queued, in this thread, until the queue is empty; the jobs as they ended.
+
+        Raises:
+            BadInput: another process works the queue.
+            Cancelled: the token was set; the job that ran is ``interrupted``.
+        """
+        return self._runner.work_here(observer=observer, cancel=cancel or CancelToken())
+
+    def runner(self) -> str:
+        """Who works the queue: "here", "elsewhere" or "nobody"."""
+        if self._runner.here:
+            return "here"
+        return "elsewhere" if self._runner.anywhere() else "nobody"
 
     def submit(
         self, request: RunRequest, *, control: bool = False, seeds: int = 1, title: str = ""
     ) -> Job:
-        """Put a run at the end of the queue.
+        """Put a run at the end of the queue; without a ``title`` it is called by its recipe.
 
         Raises:
             CopierError: as ``app.service.check``; nothing was written.
         """
-        raise NotImplementedError
+        payload = run_payload(request, control=control, seeds=seeds)
+        return self.submit_work(RUN, payload, title=title or request.title or request.recipe.title)
 
-    def submit_work(self, kind: str, payload: Mapping[str, Any], *, title: str = "") -> Job:
+    def submit_work(
+        self, kind: str, payload: Mapping[str, Any], *, title: str = "", retry_of: str = ""
+    ) -> Job:
         """Put work of any kind at the end of the queue; ``payload`` is JSON with absolute paths.
 
         Raises:
             UnknownName: there is no such kind.
             CopierError: as its check; nothing was written.
         """
-        raise NotImplementedError
+        if kind not in self._kinds:
+            raise UnknownName("kind of job", kind, self._kinds)
+        check_text("the job's title", title)
+        self._kinds[kind].check(payload, self._settings)
+        job = self._files.create(kind, title or kind, payload, retry_of=retry_of)
+        self._runner.wake()
+        return job
 
     def jobs(self) -> tuple[Job, ...]:
         """All jobs, the newest first. Folders that cannot be read are left out."""
-        raise NotImplementedError
+        return tuple(map(self._as_it_is, reversed(self._files.every())))
 
     def current(self) -> Job | None:
         """The one that runs, else the first of the queue; None: there is nothing to do."""
-        raise NotImplementedError
+        waiting = [job for job in reversed(self.jobs()) if not job.state.ended]
+        running = (job for job in waiting if job.state is JobState.RUNNING)
+        return next(running, waiting[0] if waiting else None)
 
     def job(self, id: str) -> Job:
-        """The job of that id, or the only one whose id begins so.
+        """The job of that id, of that number, or the only one whose id begins so.
 
         Raises:
             UnknownName: there is none, or several.
         """
-        raise NotImplementedError
+        every = self._files.every()
+        numbered = [job for job in every if id.isdecimal() and job.number == int(id)]
+        found = [job for job in every if job.id == id] or numbered
+        found = found or [job for job in every if id and job.id.startswith(id)]
+        if len(found) != 1:
+            raise UnknownName("job", id, [job.id for job in every] or ["no job at all"])
+        return self._as_it_is(found[0])
 
     def events(self, id: str, since: int = 0, *, most: int = 500) -> EventPage:
-        """What happened since the cursor ``since`` (0: from the beginning), at most so many events."""
-        raise NotImplementedError
+        """What happened since the cursor ``since`` (0: from the beginning), at most so many events.
+
+        Raises:
+            UnknownName: as ``job``.
+        """
+        return read_events(self.job(id).folder, max(0, since), most)
 
     def view(self, id: str) -> JobView:
-        """The job as a page shows it. Costs only what is new since it was last asked for, by anyone."""
-        raise NotImplementedError
+        """The job as a page shows it. Costs only what is new since anyone asked for it last.
+
+        Raises:
+            UnknownName: as ``job``.
+        """
+        job = self.job(id)
+        with self._views_lock:
+            builder = self._views.setdefault(job.id, ViewBuilder())
+            self._views.move_to_end(job.id)
+            while len(self._views) > _VIEWS:
+                self._views.popitem(last=False)
+            while (page := read_events(job.folder, builder.cursor, 500)).cursor > builder.cursor:
+                for event in page.events:
+                    builder.feed(event)
+                builder.cursor = page.cursor
+            return builder.view(job)
 
     def cancel(self, id: str) -> Job:
-        """Stop it, soon; harmless for one that has ended. The job as it is now: it may still be running."""
-        raise NotImplementedError
+        """Stop it, soon; harmless for one that has ended. The job as it is now: it may still be running.
+
+        Raises:
+            UnknownName: as ``job``.
+        """
+        job = self.job(id)
+
+        def stopped(job: Job) -> Job:
+            if job.state is JobState.QUEUED:
+                return replace(job, state=JobState.STOPPED, finished=time.time())
+            if job.state is JobState.RUNNING:
+                (job.folder / STOP).touch()
+            return job
+
+        changed = self._files.change(job.id, stopped)
+        self._runner.stop(job.id)
+        return job if changed is None else self._as_it_is(changed)
 
     def retry(self, id: str, *, changes: Sequence[str] = ()) -> Job:
         """A new job like that one, at the end of the queue; what it finished is reused.
@@ -277,11 +229,20 @@ class JobService:
             BadInput: the job has not ended, or its kind takes no changes.
             CopierError: as ``submit_work``.
         """
-        raise NotImplementedError
+        job = self.job(id)
+        _require_ended(job, "repeated")
+        payload = dict(job.payload)
+        if changes:
+            recipe = job.request.recipe
+            for change in changes:
+                recipe = with_value(recipe, change)
+            payload["request"] = {**payload["request"], "recipe": recipe_to_json(recipe)}
+        return self.submit_work(job.kind, payload, title=job.title, retry_of=job.id)
 
     def disk_use(self, id: str) -> DiskUse:
-        """What it takes on the disk."""
-        raise NotImplementedError
+        """What it takes on the disk. Raises ``UnknownName`` as ``job``."""
+        job = self.job(id)
+        return disk_use(job, self._others(job), StageStore(self._settings.stages))
 
     def remove(self, id: str, *, output: bool = False, stages: bool = False) -> DiskUse:
         """Forget a job that has ended; what was deleted.
@@ -291,15 +252,51 @@ class JobService:
             stages: also delete the finished stages that no other job used.
 
         Raises:
-            BadInput: it has not ended.
+            BadInput: it has not ended; or ``stages``, while a run is making one.
         """
-        raise NotImplementedError
-
-    def runner(self) -> str:
-        """Who works the queue: "here", "elsewhere" or "nobody"."""
-        raise NotImplementedError
+        job = self.job(id)
+        store = StageStore(self._settings.stages)
+        others = self._others(job)
+        use = disk_use(job, others, store)
+        running = any(self._as_it_is(other).state is JobState.RUNNING for other in others)
+        if stages and (running or store.in_use()):
+            raise BadInput("a run is at work and may need any finished stage: delete them when it has ended")
+        self._files.delete(job.id, lambda job: _require_ended(self._as_it_is(job), "removed"))
+        with self._views_lock:
+            self._views.pop(job.id, None)
+        for path in use.files if output else ():
+            path.unlink(missing_ok=True)
+        for entry in stages_of(job, others, store) if stages else ():
+            store.remove(entry)
+        return DiskUse(
+            job=use.job,
+            output=use.output if output else 0,
+            stages=use.stages if stages else 0,
+            files=use.files if output else (),
+        )
 
     def compare(self, first: str, second: str) -> Json:
-        """Two runs beside each other: ``settings`` that differ (path -> [first, second]) and ``figures``
-        (label -> [first, second]) of those that are done, for a table."""
-        raise NotImplementedError
+        """Two jobs beside each other, for a table.
+
+        ``settings`` that differ (path -> [first, second]), and ``figures`` (label -> [first, second]; None
+        where a job has none).
+
+        Raises:
+            UnknownName: as ``job``.
+        """
+        return compare(self.job(first), self.job(second))
+
+    def _others(self, job: Job) -> list[Job]:
+        return [other for other in self._files.every() if other.id != job.id]
+
+    def _as_it_is(self, job: Job) -> Job:
+        """A job that runs according to its file, but nobody works the queue, is interrupted."""
+        if job.state is not JobState.RUNNING or self._runner.anywhere():
+            return job
+        # It may have ended, and its process too, between the two looks.
+        return interrupted(self._files.read(job.id) or job)
+
+
+def _require_ended(job: Job, what: str) -> None:
+    if not job.state.ended:
+        raise BadInput(f"the job {job.id} is {job.state.value}: stop it first, then it can be {what}")

@@ -36,4 +36,6 @@ def report_page(out: Path) -> str:
     try:
         return (out / "report.html").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the report in {out} cannot be read: {error}; run it again to write it anew") from error
+        raise BadInput(
+            f"the report in {out} cannot be read: {error}; run it again to write it anew"
+        ) from error

@@ -16,7 +16,7 @@ from copier.app.settings import Settings
 from copier.checkpoint.header import Header
 from copier.errors import BadInput
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number
-from copier.images.effects import EFFECTS, apply_effect, effect_parameters
+from copier.images.effects import apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
 from copier.ops.report import check_weights, refuse_own_input
 from copier.pipeline.plan import SMALLEST_SIDE
@@ -175,26 +175,3 @@ def edit_picture(
         "mean": round(found.mean, 6),
         "warnings": list(found.warnings),
     }
-
-
-def edits_json() -> list[dict[str, Any]]:
-    """Every built-in edit with its parameters and their bounds."""
-    return [
-        {
-            "name": effect.name,
-            "label": effect.label,
-            "explanation": effect.explanation,
-            "parameters": [
-                {
-                    "name": one.name,
-                    "label": one.label,
-                    "default": one.default,
-                    "minimum": one.minimum,
-                    "maximum": one.maximum,
-                    "whole": one.whole,
-                }
-                for one in effect.parameters
-            ],
-        }
-        for effect in EFFECTS.values()
-    ]

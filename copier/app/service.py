@@ -114,6 +114,22 @@ def preview(
     return tuple(found.values())
 
 
+def check_runs(
+    requests: Sequence[RunRequest], settings: Settings, *, control: bool = False, seeds: int = 1
+) -> list[RunRequest]:
+    """What ``execute`` would run, with the control where it is wanted; refuses bad input, writes nothing.
+
+    Raises:
+        BadInput and its kin: as ``check`` and ``repetitions``.
+    """
+    wanted = [_wanted(request, control=control) for request in requests]
+    for request in wanted:
+        repetitions(request, seeds)
+    for request in wanted:
+        check(request, settings, seeds=seeds)
+    return wanted
+
+
 def execute(
     requests: Sequence[RunRequest],
     settings: Settings,
@@ -134,10 +150,8 @@ def execute(
         TrainingFailed, Cancelled: finished stages stay in the store.
     """
     cancel = cancel or CancelToken()
-    wanted = [_wanted(request, control=control) for request in requests]
+    wanted = check_runs(requests, settings, control=control, seeds=seeds)
     repeated = [repetitions(request, seeds) for request in wanted]
-    for request in wanted:
-        check(request, settings, seeds=seeds)
     for folder in {request.out for request in wanted}:
         results.prepare_folder(folder)
     settings.data.mkdir(parents=True, exist_ok=True)

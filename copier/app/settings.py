@@ -60,6 +60,16 @@ class Settings:
         return self.data / "stages"
 
     @property
+    def jobs(self) -> Path:
+        """The queue and the history of jobs."""
+        return self.data / "jobs"
+
+    @property
+    def presets(self) -> Path:
+        """The user's own recipes."""
+        return self.data / "presets"
+
+    @property
     def digests(self) -> Path:
         """Remembered digests of big files."""
         return self.data / "digests.jsonl"

@@ -39,6 +39,17 @@ def mask_paths(entry: Entry) -> list[Path | None]:
     return [place if place.is_file() else None for place in places]
 
 
+def shown_pictures(entry: Entry, most: int = 6) -> list[Path]:
+    """A few of a finished stage's pictures, to be looked at: of several weights the first of each."""
+    if entry.record.kind in ("original", "edited"):
+        return picture_paths(entry)[:most]
+    if entry.record.kind != "draw":
+        return []
+    folders = [sorted(folder.glob("*.png")) for folder in sorted(entry.folder.iterdir()) if folder.is_dir()]
+    chosen = folders[0] if len(folders) == 1 else [pictures[0] for pictures in folders if pictures]
+    return chosen[:most]
+
+
 def load_set(entry: Entry) -> Picture:
     """The pictures of a finished ``original`` or ``edited`` stage as a stack (n, height, width, 3)."""
     return np.stack([load_picture(path) for path in picture_paths(entry)])

@@ -21,7 +21,7 @@ from copier.pipeline.plan import PlannedStage
 from copier.pipeline.reporting import file_stem, report_data
 from copier.pipeline.runner import FinishedRun
 from copier.pipeline.store import StageStore
-from copier.temporary import create_temporary, move_into_place, remove_leftovers
+from copier.temporary import create_temporary, move_if_absent, remove_leftovers
 from copier.writepoints import write_point
 
 PROVENANCE_KEY = "copier.provenance"
@@ -128,13 +128,8 @@ def _copied(source: Path, place: Path) -> bool:
             write_point("out-temporary")
             os.fsync(file.fileno())
             write_point("out-rename")
-            try:
-                # Unlike a rename, a link never replaces a file that another run has just put there.
-                os.link(temporary, place)
-            except FileExistsError:
+            if not move_if_absent(file, temporary, place):
                 return False
-            except OSError:
-                move_into_place(file, temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
     write_point("out-done")

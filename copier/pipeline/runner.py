@@ -10,9 +10,10 @@ from types import MappingProxyType
 
 from copier.pipeline import reasons, stages
 from copier.pipeline.context import Context, Train, Worker
+from copier.pipeline.files import shown_pictures
 from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.store import Entry, StageStore
-from copier.progress import CancelToken, Observer, ProgressEvent, guarded
+from copier.progress import CancelToken, Observer, Phase, ProgressEvent, guarded
 from copier.request import RunRequest
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,13 @@ def run(
     done: dict[str, Entry] = {}
     finished = []
     for stage in plan.stages:
+        observer(ProgressEvent(stage.name, phase=Phase.PLANNED))
+    for stage in plan.stages:
         cancel.check()
         # Only now: a twin earlier in the plan, or another run, may just have made it.
         state = _state(stage, plan, store, earlier)
         reused = state.entry is not None
-        observer(ProgressEvent(stage.name, message=state.reason if reused else f"runs: {state.reason}"))
+        observer(_begun(state))
         started = time.monotonic()
         entry = state.entry
         if entry is None:
@@ -101,11 +104,19 @@ def run(
             context = Context(request, plan, stage, folder, done, worker, trainer, observer, cancel)
             entry = _make(context, store)
         seconds = 0.0 if reused else time.monotonic() - started
+        shown = tuple(map(str, shown_pictures(entry)))
+        observer(ProgressEvent(stage.name, phase=Phase.DONE, pictures=shown))
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
         done[stage.name] = entry
         if stage.name in plan.changed:
             stages.check_the_pairs(done, request.recipe.original_of(stage.name), stage.name)
     return FinishedRun(request, plan, tuple(finished))
+
+
+def _begun(state: StageState) -> ProgressEvent:
+    if state.entry is not None:
+        return ProgressEvent(state.stage.name, message=state.reason, phase=Phase.REUSED)
+    return ProgressEvent(state.stage.name, message=f"runs: {state.reason}", phase=Phase.STARTED)
 
 
 def _state(stage: PlannedStage, plan: Plan, store: StageStore, earlier: Sequence[Entry]) -> StageState:

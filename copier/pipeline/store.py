@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from copier.digest import file_digest
+from copier.lock import flock
 from copier.writepoints import write_point
 
 log = logging.getLogger(__name__)
@@ -267,18 +268,15 @@ def _lock(folder: Path) -> int | None:
     """
     if os.name == "nt":
         raise OSError("folders cannot be locked on Windows")
-    import fcntl
-
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
+        if flock(handle):
+            return handle
     except OSError:
         os.close(handle)
         raise
-    return handle
+    os.close(handle)
+    return None
 
 
 def _unlock(lock: int | None) -> None:

@@ -18,8 +18,8 @@ from typing import Any, Union
 from copier import errors
 from copier.codec import spec_from_json, spec_to_json
 from copier.errors import CopierError, TrainingFailed
-from copier.model_options import AS_IT_IS, ModelOptions, Prediction, Switch
-from copier.progress import ProgressEvent
+from copier.model_options import AS_IT_IS, ModelOptions
+from copier.progress import Phase, ProgressEvent
 from copier.recipe import Precision, TrainingSpec
 
 
@@ -154,7 +154,8 @@ def event_to_json(event: ProgressEvent) -> dict[str, Any]:
 
 def event_from_json(data: Mapping[str, Any]) -> ProgressEvent:
     """The inverse of ``event_to_json``."""
-    return ProgressEvent(**{name: data[name] for name in _names(ProgressEvent, data)})
+    names = _names(ProgressEvent, data)
+    return ProgressEvent(**{name: _EVENT_READERS.get(name, _same)(data[name]) for name in names})
 
 
 def error_to_json(error: CopierError) -> dict[str, Any]:
@@ -218,15 +219,6 @@ def _weighted(values: list[tuple[str, float]]) -> tuple[tuple[Path, float], ...]
     return tuple((Path(path), float(weight)) for path, weight in values)
 
 
-def _model(value: Mapping[str, Any]) -> ModelOptions:
-    return ModelOptions(
-        vae=None if value["vae"] is None else Path(value["vae"]),
-        clip_skip=value["clip_skip"],
-        prediction=Prediction(value["prediction"]),
-        zero_terminal_snr=Switch(value["zero_terminal_snr"]),
-    )
-
-
 _READERS: Mapping[str, Any] = MappingProxyType(
     {
         "checkpoint": Path,
@@ -237,10 +229,12 @@ _READERS: Mapping[str, Any] = MappingProxyType(
         "masks": lambda values: tuple(None if value is None else Path(value) for value in values),
         "base": _weighted,
         "loras": _weighted,
-        "model": _model,
+        "model": lambda value: spec_from_json(ModelOptions, value),
         "training": lambda value: spec_from_json(TrainingSpec, value),
         "precision": Precision,
         "save_precision": Precision,
     }
 )
 """How fields that are no JSON values are read, by their name."""
+
+_EVENT_READERS: Mapping[str, Any] = MappingProxyType({"phase": Phase})

@@ -95,6 +95,7 @@ class ScriptsTrainer:
                 device=self._device,
                 observer=losses.observe,
                 cancel=cancel,
+                on_sample=lambda path: losses.observe(ProgressEvent(request.stage, pictures=(str(path),))),
                 on_saved=on_saved,
             )
         except CopierError:

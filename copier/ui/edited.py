@@ -58,7 +58,9 @@ class EditedSection:
             low, high = one["minimum"], one["maximum"]
             step = 1 if one["whole"] else _step(high - low)
             options = {"step": step, "visible": visible}
-            self.parameters[path] = slider(self.form, path, one["label"], low, high, one["default"], **options)
+            self.parameters[path] = slider(
+                self.form, path, one["label"], low, high, one["default"], **options
+            )
 
     def choose(self, data: Any) -> Answer:
         """Show the sliders of the edit that was chosen, and its pictures."""

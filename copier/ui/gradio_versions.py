@@ -30,19 +30,34 @@ def listen(
     outputs: Collection[Block],
     *,
     queued: bool = True,
-    confirm: str = "",
+    busy: bool = False,
 ) -> None:
     """Call ``handler`` with a dict of the inputs' values when ``event`` happens to ``component``.
 
-    ``confirm``: JavaScript that is run first; a function of all inputs that returns them, or throws to stop.
-    Handlers that take long are ``queued``; the others answer even when the queue is full.
+    Handlers that take long are ``queued``, and ``busy`` ones show that on their outputs; the others answer
+    even when the queue is full.
     """
-    options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": queued}
-    if confirm:
-        options[_SCRIPT] = confirm
-    if MAJOR >= 4 and event != "load":
-        options["trigger_mode"] = "multiple" if queued else "always_last"
+    shown = "minimal" if busy else "hidden"
+    options: dict[str, Any] = {"show_progress": shown, "api_name": False, "queue": queued}
+    if MAJOR >= 4:
+        options["trigger_mode"] = "once" if busy else "always_last"
     getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, list(outputs), **options)
+
+
+def on_select(
+    component: Block,
+    handler: Callable[[dict[Block, Any], int], Answer],
+    inputs: Collection[Block],
+    outputs: Collection[Block],
+) -> None:
+    """Call ``handler`` with the inputs' values and the index of what was chosen in ``component``."""
+
+    def chosen(data: dict[Block, Any], event: gr.SelectData) -> Answer:
+        return handler(data, int(event.index))
+
+    # gradio looks for the type itself among the annotations, which are texts in this module.
+    chosen.__annotations__ = {"event": gr.SelectData}
+    component.select(chosen, set(inputs), list(outputs), show_progress="hidden", api_name=False, queue=True)
 
 
 def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:
@@ -82,11 +97,6 @@ def file_paths(value: Any) -> tuple[Path, ...]:
     return tuple(Path(str(getattr(one, "name", one))) for one in values)
 
 
-def number_is_empty(value: Any) -> bool:
-    """Whether a number field was left empty: None, or the 0 that nothing tells from a real one."""
-    return value is None or value == ""
-
-
 def keep_out_of_ui_config(blocks: Blocks) -> None:
     """A1111 and Forge save what components hold by their labels; ours keep their own defaults."""
     for block in blocks.blocks.values():
@@ -100,8 +110,8 @@ def gallery(*, label: str, elem_id: str, columns: int) -> Any:
     )
 
 
-def launch(blocks: Blocks, *, host: str, port: int | None, folders: Sequence[Path]) -> tuple[str, int]:
-    """Serve the page in a thread; where it is. ``folders``: whose files the page may show.
+def launch(blocks: Blocks, *, host: str, port: int, folders: Sequence[Path]) -> str:
+    """Serve the page in a thread; its address. ``folders``: whose files the page may show.
 
     Raises:
         OSError: the port is taken.
@@ -117,7 +127,7 @@ def launch(blocks: Blocks, *, host: str, port: int | None, folders: Sequence[Pat
         inbrowser=False,
         allowed_paths=[str(folder) for folder in folders],
     )
-    return str(blocks.local_url), int(blocks.server_port)
+    return str(blocks.local_url)
 
 
 def close(blocks: Blocks) -> None:

@@ -85,7 +85,9 @@ class OriginalSection:
                 number(form, "original.guidance", "CFG scale", GUIDANCE.help, value=7)
             with gr.Row():
                 number(form, "original.width", "Width", "In px; 0: what the checkpoint is used to.", value=0)
-                number(form, "original.height", "Height", "In px; 0: what the checkpoint is used to.", value=0)
+                number(
+                    form, "original.height", "Height", "In px; 0: what the checkpoint is used to.", value=0
+                )
         with gr.Row():
             self.generate = button("original.generate", "Generate", variant="primary")
             self.stop = button("original.interrupt", "Stop drawing", scale=0, min_width=110)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import time
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from copier.app.jobs import Job, JobState, JobView, StageView
-from copier.app.pair_preview import PairView, thumbnail
 from copier.app.pages import loss_chart
+from copier.app.pair_preview import PairView, thumbnail
 from copier.app.ports import CheckpointInfo
-from copier.app.trainer import TrainerStatus
 from copier.markup import Content, Markup, duration, join, number, tag, weight_text
 from copier.ui import words
 from copier.ui.form import elem_id
 from copier.ui.recipe_form import Problem
+
+if TYPE_CHECKING:
+    from copier.app.trainer import TrainerStatus
 
 _THUMB = 160
 
 
 def intro() -> Markup:
     """The first thing that is seen: what this is for, in three steps."""
-    steps = (
-        tag("li", tag("b", name), tag("span", text), class_="copier-step") for name, text in words.STEPS
-    )
+    steps = (tag("li", tag("b", name), tag("span", text), class_="copier-step") for name, text in words.STEPS)
     return tag(
         "div",
         tag("h2", words.TITLE),
@@ -116,10 +116,10 @@ def _swipe(view: PairView) -> Markup:
     )
 
 
-def problems(found: Sequence[Problem]) -> Markup:
+def problems(found: Sequence[Problem], *, busy: bool = False) -> Markup:
     """Why Start is blocked; the page's script puts each sentence beside its field too."""
     if not found:
-        return note(words.READY, "good")
+        return note(words.BUSY, "plain") if busy else note(words.READY, "good")
     lines = (tag("li", one.message, data_for=elem_id(one.path)) for one in found)
     return tag(
         "div", tag("b", words.BLOCKED), tag("ul", lines), class_="copier-note copier-warning copier-blocked"
@@ -149,7 +149,11 @@ def _job_head(job: Job) -> Markup:
     took = duration(job.seconds) if job.seconds else ""
     chip = tag("span", words.STATES[job.state.value], class_=f"copier-chip copier-{_LOOKS[job.state.value]}")
     return tag(
-        "div", tag("b", job.title or job.id), chip, tag("span", took, class_="copier-faint"), class_="copier-line"
+        "div",
+        tag("b", job.title or job.id),
+        chip,
+        tag("span", took, class_="copier-faint"),
+        class_="copier-line",
     )
 
 
@@ -167,13 +171,18 @@ def _progress(stage: StageView) -> Markup:
     if stage.loss is not None:
         facts.append(f"loss {stage.loss:.4f}")
     if stage.rate is not None:
-        facts.append(f"{stage.rate:.2f} s per step" if stage.rate >= 0.01 else f"{stage.rate * 1e3:.1f} ms per step")
+        facts.append(
+            f"{stage.rate:.2f} s per step" if stage.rate >= 0.01 else f"{stage.rate * 1e3:.1f} ms per step"
+        )
     if stage.left is not None:
         facts.append(f"{duration(stage.left)} left")
     bar = tag("div", tag("div", style=f"width:{100 * share:.1f}%"), class_="copier-bar")
     name = tag("b", stage.name)
     return tag(
-        "div", tag("div", name, tag("span", " · ".join(facts)), class_="copier-line"), bar, class_="copier-progress"
+        "div",
+        tag("div", name, tag("span", " · ".join(facts)), class_="copier-line"),
+        bar,
+        class_="copier-progress",
     )
 
 
@@ -183,9 +192,15 @@ def _stages(stages: Sequence[StageView]) -> Markup:
         chip = tag("span", words.STATES.get(one.state, one.state),
                    class_=f"copier-chip copier-{_LOOKS.get(one.state, 'plain')}")  # fmt: skip
         took = duration(one.seconds) if one.seconds else ""
-        name = one.name if not one.round else f"{one.name} · {one.round + 1}"
+        name = one.name if one.round <= 1 else f"{one.name} · {one.round}"
         rows.append(
-            tag("tr", tag("td", name), tag("td", chip), tag("td", took), tag("td", one.reason, class_="copier-why"))
+            tag(
+                "tr",
+                tag("td", name),
+                tag("td", chip),
+                tag("td", took),
+                tag("td", one.reason, class_="copier-why"),
+            )
         )
     return tag("table", tag("tbody", rows), class_="copier-stages")
 
@@ -252,7 +267,9 @@ def _figures(found: Mapping[str, Any]) -> list[Content]:
             tiles.append(_tile(label, number(mine[name]), other))
     suggested = found.get("suggested_weights")
     if suggested:
-        tiles.append(_tile(words.WEIGHTS, " … ".join(weight_text(one) for one in dict.fromkeys(suggested)), ""))
+        tiles.append(
+            _tile(words.WEIGHTS, " … ".join(weight_text(one) for one in dict.fromkeys(suggested)), "")
+        )
     return tiles
 
 
@@ -271,9 +288,7 @@ def framed(page: str) -> Markup:
     """A whole page of our own inside the tab; its looks cannot touch the host's, nor the host's its own."""
     if not page:
         return Markup("")
-    return tag(
-        "iframe", srcdoc=page, class_="copier-frame", title=words.RESULT, sandbox="allow-same-origin"
-    )
+    return tag("iframe", srcdoc=page, class_="copier-frame", title=words.RESULT, sandbox="allow-same-origin")
 
 
 def pulse(count: int) -> Markup:
@@ -354,15 +369,19 @@ def trainer(status: TrainerStatus) -> Markup:
         ("Packages", packages),
         ("Python", str(status.interpreter.path)),
     ]
-    rows += [("On the disk", f"{one.size / 1e6:.0f} MB, {one.packages} packages") for one in status.overlays if one.used]
+    rows += [
+        ("On the disk", f"{one.size / 1e6:.0f} MB, {one.packages} packages")
+        for one in status.overlays
+        if one.used
+    ]
     ready = note("ready to train", "good") if status.ready else None
     return join((ready, table(rows), (note(problem, "warning") for problem in status.problems)))
 
 
 def moment(seconds: float) -> str:
     """A time of today as a clock shows it, an earlier one with its date."""
-    then, now = time.localtime(seconds), time.localtime()
-    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+    then, now = datetime.datetime.fromtimestamp(seconds), datetime.datetime.now()
+    return then.strftime("%H:%M" if then.date() == now.date() else "%Y-%m-%d %H:%M")
 
 
 def joined(*parts: Content) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -30,7 +30,10 @@ from copier.ui.recipe_form import (
     with_all_trainings,
     with_form,
 )
-from copier.ui.request_form import LORA_SLOTS, MOST_SEEDS, OWN_VAE
+from copier.ui.request_form import LORA_SLOTS, OWN_VAE, lora_file
+
+if TYPE_CHECKING:
+    from copier.app.own_recipes import Imported
 
 _ROW = 3
 """Fields beside each other."""
@@ -69,7 +72,9 @@ class RecipeSection:
             )
             for kind in STAGE_KINDS:
                 self._essentials(kind, values, shown, visible=kind == kind_of(recipe.stage(stage)))
-            self.same = button("preset.same", "Same steps, rate, rank and alpha for every training", size="sm")
+            self.same = button(
+                "preset.same", "Same steps, rate, rank and alpha for every training", size="sm"
+            )
             flag(
                 form,
                 "run.control",
@@ -77,14 +82,18 @@ class RecipeSection:
                 "On B alone, with the same settings: what one would use otherwise. Takes longer.",
             )
             with gr.Accordion("Advanced", open=False, elem_id=elem_id("preset.advanced")):
-                self.advanced = {kind: self._advanced(kind, values, shown, stage, recipe) for kind in STAGE_KINDS}
+                self.advanced = {
+                    kind: self._advanced(kind, values, shown, stage, recipe) for kind in STAGE_KINDS
+                }
                 self._about(values, shown)
                 self._this_time()
             with gr.Accordion("Save, load, delete", open=False, elem_id=elem_id("preset.files")):
                 self._files()
             self.said = html("preset.said")
 
-    def _essentials(self, kind: str, values: Mapping[str, Any], shown: Iterable[str], *, visible: bool) -> None:
+    def _essentials(
+        self, kind: str, values: Mapping[str, Any], shown: Iterable[str], *, visible: bool
+    ) -> None:
         fields = [LEAVES[path] for path in paths_of(kind) if LEAVES[path].field.level is Level.ESSENTIAL]
         with gr.Column(visible=visible, elem_id=elem_id(f"essentials.{kind}")) as column:
             _rows(self.form, fields, values, shown)
@@ -126,9 +135,20 @@ class RecipeSection:
     def _this_time(self) -> None:
         form = self.form
         with gr.Accordion("This run", open=False):
-            text(form, "run.title", "Name of the result", "Of the LoRA file; the edit's name where it is empty.")
+            text(
+                form,
+                "run.title",
+                "Name of the result",
+                "Of the LoRA file; the edit's name where it is empty.",
+            )
             with gr.Row():
-                number(form, "run.seeds", "Training seeds", "Train all of it so often, and report the range.", value=1)
+                number(
+                    form,
+                    "run.seeds",
+                    "Training seeds",
+                    "Train all of it so often, and report the range.",
+                    value=1,
+                )
                 number(form, "run.threads", "Threads", "Of the processor; 0: all.", value=0)
                 choice(form, "run.device", "Device", DEVICES, value="auto")
             with gr.Row():
@@ -140,10 +160,28 @@ class RecipeSection:
                 choice(form, "run.zero_terminal_snr", "Zero terminal SNR", [one.value for one in Switch],
                        "Whether its noise schedule ends at pure noise; auto: what its file says.", value="auto")  # fmt: skip
             for i in range(LORA_SLOTS):
-                choice(form, f"run.lora{i + 1}", f"LoRA {i + 1}", (), "A LoRA file that the recipe starts from.", visible=False)
-            text(form, "run.captions", "Folder of caption files", "For recipes that read them; empty: beside the picture.")
+                choice(
+                    form,
+                    f"run.lora{i + 1}",
+                    f"LoRA {i + 1}",
+                    (),
+                    "A LoRA file that the recipe starts from.",
+                    visible=False,
+                )
+            text(
+                form,
+                "run.captions",
+                "Folder of caption files",
+                "For recipes that read them; empty: beside the picture.",
+            )
             with gr.Row():
-                number(form, "run.sample_every", "Draw pictures every", "In steps, while sd-scripts trains; 0: never.", value=0)
+                number(
+                    form,
+                    "run.sample_every",
+                    "Draw pictures every",
+                    "In steps, while sd-scripts trains; 0: never.",
+                    value=0,
+                )
                 text(form, "run.extra", "Extra arguments", "For sd-scripts; they stay on this machine.")
 
     def _files(self) -> None:
@@ -170,13 +208,10 @@ class RecipeSection:
 
     def known(self) -> dict[str, Recipe]:
         """Built-in and own recipes by title."""
-        from copier.app.presets import own_recipes
+        from copier.app.own_recipes import own_presets
 
         found = {recipe.title: recipe for recipe in builtin_recipes().values()}
-        for recipe in own_recipes(self.parts.settings).values():
-            title = recipe.title if recipe.title not in found else f"{recipe.title} ({recipe.name})"
-            found[title] = recipe
-        return found
+        return {**found, **own_presets(self.parts.settings)}
 
     def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, tuple[Problem, ...]]:
         """The recipe as the form has it now, the stage that is shown, and what could not be taken."""
@@ -240,7 +275,10 @@ class RecipeSection:
         recipe, stage, problems = self.read(data)
         if problems:
             raise BadInput(problems[0].message)
-        return {**self.show(with_all_trainings(recipe, stage), stage), self.said: pieces.note("Done.", "good")}
+        return {
+            **self.show(with_all_trainings(recipe, stage), stage),
+            self.said: pieces.note("Done.", "good"),
+        }
 
     def json_text(self, data: Any) -> Answer:
         """The recipe as JSON."""
@@ -262,64 +300,66 @@ class RecipeSection:
 
     def saved(self, data: Any) -> Answer:
         """Keep the recipe under a name of the user's."""
-        from copier.app.presets import save_recipe
+        from copier.app.own_recipes import save_preset
 
         recipe, stage, problems = self.read(data)
         if problems:
             raise BadInput(problems[0].message)
         name = str(self.form.answers(data).get("preset.name") or "").strip()
-        kept = save_recipe(recipe, name, self.parts.settings)
-        said = pieces.note(f"Saved as {kept.name}.", "good")
-        return {**self.show(kept, stage), **self._listed(self._title(kept)), self.said: said}
+        save_preset(recipe, name, self.parts.settings)
+        said = pieces.note(f"Saved as {name}.", "good")
+        return {**self.show(self.known()[name], stage), **self._listed(name), self.said: said}
 
-    def _title(self, recipe: Recipe) -> str:
-        return next((title for title, one in self.known().items() if one == recipe), recipe.title)
+    def _own(self, data: Any) -> str:
+        from copier.app.own_recipes import own_presets
 
-    def _own(self, data: Any) -> Recipe:
-        recipe = self.known().get(data.get(self.choose))
-        if recipe is None or recipe.name in builtin_recipes():
+        name = str(data.get(self.choose) or "")
+        if name not in own_presets(self.parts.settings):
             raise BadInput("built-in recipes stay as they are: choose one of your own above")
-        return recipe
+        return name
 
     def renamed(self, data: Any) -> Answer:
         """Give an own recipe another name."""
-        from copier.app.presets import rename_recipe
+        from copier.app.own_recipes import rename_preset
 
         name = str(self.form.answers(data).get("preset.name") or "").strip()
-        kept = rename_recipe(self._own(data).name, name, self.parts.settings)
-        return {**self.show(kept), **self._listed(self._title(kept)),
-                self.said: pieces.note(f"Renamed to {kept.name}.", "good")}  # fmt: skip
+        rename_preset(self._own(data), name, self.parts.settings)
+        return {**self._listed(name), self.said: pieces.note(f"Renamed to {name}.", "good")}
 
     def deleted(self, data: Any) -> Answer:
         """Delete an own recipe; the form keeps it."""
-        from copier.app.presets import delete_recipe
+        from copier.app.own_recipes import delete_preset
 
-        name = self._own(data).name
-        delete_recipe(name, self.parts.settings)
+        name = self._own(data)
+        delete_preset(name, self.parts.settings)
         first = next(iter(self.known()))
         return {**self._listed(first), **self.show(self.known()[first]),
                 self.said: pieces.note(f"Deleted {name}.", "good")}  # fmt: skip
 
     def uploaded(self, data: Any) -> Answer:
         """A recipe from a file that was dropped in."""
-        from copier.app.presets import recipe_from_file
+        from copier.app.own_recipes import imported, recipe_of_lora, recipe_of_picture
 
         files = file_paths(data.get(self.upload))
         if not files:
             return {}
-        return self._loaded(*recipe_from_file(files[0]))
+        kind = files[0].suffix.lower()
+        if kind == ".json":
+            return self._loaded(imported(files[0].read_text(encoding="utf-8"), files[0].name))
+        if kind == ".safetensors":
+            return self._loaded(recipe_of_lora(files[0]))
+        return self._loaded(recipe_of_picture(files[0], self.parts.host.loras()))
 
     def from_lora(self, data: Any) -> Answer:
         """A recipe from a LoRA in the folder."""
-        from copier.app.presets import recipe_from_file
-        from copier.ui.request_form import lora_file
+        from copier.app.own_recipes import recipe_of_lora
 
         path = lora_file(self.form.answers(data).get("preset.lora"), self.parts.host)
-        return self._loaded(*recipe_from_file(path))
+        return self._loaded(recipe_of_lora(path))
 
-    def _loaded(self, recipe: Recipe, notes: Sequence[str]) -> Answer:
-        said = " ".join((f"Loaded {recipe.title}.", *notes))
-        return {**self.show(recipe), self.said: pieces.note(said, "good")}
+    def _loaded(self, found: Imported) -> Answer:
+        said = " ".join((f"Loaded {found.recipe.title}.", *found.notes))
+        return {**self.show(found.recipe), self.said: pieces.note(said, "good")}
 
 
 def _rows(form: Form, fields: Sequence[Leaf], values: Mapping[str, Any], shown: Iterable[str]) -> None:

@@ -134,7 +134,9 @@ def fitting_side(recipe: Recipe, checkpoint: Path) -> int:
     return usual_side(check_checkpoint(checkpoint, recipe.trainer))
 
 
-def fitted(pictures: Sequence[Path], recipe: Recipe, checkpoint: Path, settings: Settings) -> tuple[Path, ...]:
+def fitted(
+    pictures: Sequence[Path], recipe: Recipe, checkpoint: Path, settings: Settings
+) -> tuple[Path, ...]:
     """The pictures, scaled and cropped where the recipe asks for another size."""
     from copier.app.pair_preview import fitted_picture
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ OFFERS = 3
 """Buttons that repeat a failed job with other settings."""
 MOST_LISTED = 50
 NEWEST = "The newest"
+PREVIEWS = {"b": "B, edited", "a": "A, the original"}
+"""What may be the picture on a card, by the name of its set."""
 
 
 class RunSection:
@@ -53,6 +55,7 @@ class RunSection:
             with gr.Row(elem_classes="copier-quiet"):
                 self.poll = button("run.poll", "Refresh", size="sm", min_width=80, scale=0)
                 self.check = button("run.check", "Check", size="sm", min_width=80, scale=0)
+                self.opened = button("run.opened", "Lists", size="sm", min_width=80, scale=0)
             self.pulse = html("run.pulse")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)
@@ -65,7 +68,10 @@ class RunSection:
     def queued(self, found: Wanted) -> Answer:
         """Put the run into the queue; what is watched stays."""
         job = self._submitted(found)
-        return {self.said: pieces.note(f"{job.title or job.id} waits in the queue.", "good"), **self._blocked()}
+        return {
+            self.said: pieces.note(f"{job.title or job.id} waits in the queue.", "good"),
+            **self._blocked(),
+        }
 
     def _submitted(self, found: Wanted) -> Job:
         assert found.request is not None
@@ -82,7 +88,10 @@ class RunSection:
         if job is None or job.state.ended:
             raise BadInput("nothing runs that could be stopped")
         self.parts.jobs.cancel(job.id)
-        return {self.said: pieces.note("Stopping; finished stages are kept."), self.stop: gr.update(interactive=False)}
+        return {
+            self.said: pieces.note("Stopping; finished stages are kept."),
+            self.stop: gr.update(interactive=False),
+        }
 
     def _watched(self, data: Mapping[Any, Any]) -> Job | None:
         """The job that the page shows: the chosen one, else the one that runs, else the newest."""
@@ -104,17 +113,18 @@ class RunSection:
         view = jobs.view(job.id) if job is not None else None
         sent = dict(data.get(self.sent) or {})
         fresh: dict[Any, Any] = {}
-        shown = {
-            "status": (self.status, pieces.job_status(view, runner=jobs.runner())),
-            "curve": (self.curve, pieces.curve(view)),
-            "samples": (self.samples, lambda: pieces.samples(view), _sample_names(view)),
-            "log": (self.log, pieces.log(view)),
-        }
-        for name, (component, content, *mark) in shown.items():
-            key = str(mark[0]) if mark else str(content)
-            if sent.get(name) != hash(key):
-                sent[name] = hash(key)
-                fresh[component] = content() if callable(content) else content
+        shown: tuple[tuple[Any, Any, Callable[[], str]], ...] = (
+            (self.status, None, lambda: pieces.job_status(view, runner=jobs.runner())),
+            (self.curve, None, lambda: pieces.curve(view)),
+            (self.samples, _sample_names(view), lambda: pieces.samples(view)),
+            (self.log, None, lambda: pieces.log(view)),
+        )
+        for component, mark, content in shown:
+            made = content() if mark is None else ""
+            mark = hash(mark if mark is not None else made)
+            if sent.get(component.elem_id) != mark:
+                sent[component.elem_id] = mark
+                fresh[component] = made or content()
         fresh |= self._buttons(view, sent)
         fresh |= self.result.seen(view, sent)
         fresh |= self.history.seen(jobs.jobs(), sent)
@@ -155,7 +165,16 @@ class RunSection:
 
     def outputs(self) -> set[Any]:
         """All that ``observe`` may change."""
-        own = {self.status, self.curve, self.samples, self.log, self.stop, self.sent, self.pulse, *self.offers}
+        own = {
+            self.status,
+            self.curve,
+            self.samples,
+            self.log,
+            self.stop,
+            self.sent,
+            self.pulse,
+            *self.offers,
+        }
         return own | self.result.outputs() | self.history.outputs()
 
 
@@ -190,8 +209,14 @@ class ResultPart:
                     text(form, "result.name", "Name", "Of the new file in the LoRA folder.")
                     number(form, "result.weight", "Preferred weight", "On the card.", value=1)
                 with gr.Row():
-                    text(form, "result.activation", "Activation text", "On the card; empty for most such LoRAs.")
+                    text(
+                        form,
+                        "result.activation",
+                        "Activation text",
+                        "On the card; empty for most such LoRAs.",
+                    )
                     text(form, "result.notes", "Notes", "On the card.")
+                choice(form, "result.preview", "Preview", (*PREVIEWS.values(), "None"), value=PREVIEWS["b"])
                 self.install = button("result.install", "Install in the LoRA folder", variant="primary")
                 self.said = html("result.said")
 
@@ -240,18 +265,31 @@ class ResultPart:
 
     def installed(self, data: Mapping[Any, Any]) -> Answer:
         """Put the LoRA into the folder under the name that was given."""
-        from copier.app.install import InstallRequest, install_result
+        from copier.app.installing import Card, install_lora
 
         job = self.parts.jobs.job(str(data.get(self.shown) or ""))
         answers = self.form.answers(data)
-        wanted = InstallRequest(
-            name=str(answers.get("result.name") or "").strip(),
+        card = Card(
             activation=str(answers.get("result.activation") or ""),
             weight=decimal(answers.get("result.weight"), "Preferred weight", -10, 10),
             notes=str(answers.get("result.notes") or ""),
         )
-        place = install_result(job, wanted, self.parts.host)
-        return {self.said: pieces.note(f"Installed: {place.name}.", "good")}
+        outcome = job.outcome or {}
+        host, name = self.parts.host, str(answers.get("result.name") or "").strip()
+        folder = host.folders().loras
+        folder.mkdir(parents=True, exist_ok=True)
+        preview = _preview(outcome, answers.get("result.preview"))
+        place = install_lora(Path(outcome["result"]), folder, name, card=card, preview=preview)
+        host.refresh()
+        return {self.said: pieces.note(f"Installed: {place.lora.name}.", "good")}
+
+
+def _preview(outcome: Mapping[str, Any], given: Any) -> Path | None:
+    """The picture that the card shows: the edited one or the original, where there is one."""
+    files = outcome["files"][0]
+    name = next((name for name, one in PREVIEWS.items() if given == one), "")
+    place = Path(files[name]) if name in files else None
+    return place if place is not None and place.is_file() else None
 
 
 def _weight(outcome: Mapping[str, Any]) -> float:
@@ -275,7 +313,12 @@ class HistoryPart:
                 self.open = button("history.open", "Show", size="sm", min_width=70)
                 self.use = button("history.use", "Use its settings", size="sm", min_width=110)
                 self.delete = button("history.delete", "Delete", size="sm", min_width=80)
-            flag(form, "history.files", "Delete its files too", "Those that it put into the output folder, and stages that no other run uses.")
+            flag(
+                form,
+                "history.files",
+                "Delete its files too",
+                "Those that it put into the output folder, and stages that no other run uses.",
+            )
             with gr.Row():
                 choice(form, "history.other", "Compare with", ())
                 self.compare = button("history.compare", "Compare", size="sm", min_width=90, scale=0)

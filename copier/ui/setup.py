@@ -24,22 +24,43 @@ class SetupSection:
         self.job = gr.State("")
         with gr.Row():
             with gr.Column(elem_classes="copier-card"):
-                html("setup.trainer_head", pieces.heading("", "sd-scripts", "Trains on real checkpoints. The builtin trainer needs none of it."))
+                html(
+                    "setup.trainer_head",
+                    pieces.heading(
+                        "", "sd-scripts", "Trains on real checkpoints. The builtin trainer needs none of it."
+                    ),
+                )
                 self.trainer = html("setup.trainer")
                 with gr.Row():
                     self.look = button("setup.look", "Look", min_width=80)
-                    self.install = button("setup.install", "Install or repair", variant="primary", min_width=140)
+                    self.install = button(
+                        "setup.install", "Install or repair", variant="primary", min_width=140
+                    )
                 flag(form, "setup.tagger", "With the tagger", "What captions by WD14 need.")
                 flag(form, "setup.again", "Anew", "Also what is there and current.")
                 self.said = html("setup.said")
                 self.status = html("setup.status")
                 self.stop = button("setup.stop", "Stop the installation", size="sm", visible=False)
             with gr.Column(elem_classes="copier-card"):
-                html("setup.folders_head", pieces.heading("", "Folders and settings", "Set by the host, or by the variables in brackets."))
+                html(
+                    "setup.folders_head",
+                    pieces.heading(
+                        "", "Folders and settings", "Set by the host, or by the variables in brackets."
+                    ),
+                )
                 self.folders = html("setup.folders")
-                html("setup.cache_head", pieces.heading("", "Finished stages", "Kept so that a run reuses what was made before."))
+                html(
+                    "setup.cache_head",
+                    pieces.heading("", "Finished stages", "Kept so that a run reuses what was made before."),
+                )
                 self.cache = html("setup.cache")
-                number(form, "setup.keep", "Keep younger than", "In days; older stages are deleted, and made again when needed.", value=30)
+                number(
+                    form,
+                    "setup.keep",
+                    "Keep younger than",
+                    "In days; older stages are deleted, and made again when needed.",
+                    value=30,
+                )
                 self.prune = button("setup.prune", "Prune", min_width=90)
                 self.pruned = html("setup.pruned")
 

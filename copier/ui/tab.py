@@ -21,7 +21,7 @@ from copier.ui.original import OriginalSection
 from copier.ui.parts import Parts, paths, saying
 from copier.ui.recipe_form import Problem
 from copier.ui.recipe_section import RecipeSection
-from copier.ui.request_form import Pictures, Wanted, wanted
+from copier.ui.request_form import OWN_EDIT, OWN_VAE, Pictures, Wanted, wanted
 from copier.ui.run_section import RunSection
 from copier.ui.setup import SetupSection
 from copier.ui.tools import ToolsSection
@@ -36,10 +36,10 @@ class Tab:
     """All sections, and the handlers that concern more than one."""
 
     def __init__(self, parts: Parts) -> None:
-        from copier.app.pair_preview import edits
+        from copier.app.edits import edits_json
 
         self.parts, self.form = parts, Form()
-        self.edits: Sequence[Mapping[str, Any]] = edits()
+        self.edits: Sequence[Mapping[str, Any]] = edits_json()
         html("intro", pieces.intro())
         with gr.Tabs(elem_id=elem_id("sections")):
             with gr.Tab("Make a LoRA", elem_id=elem_id("make")), gr.Row(elem_classes="copier-columns"):
@@ -133,11 +133,16 @@ class Tab:
         answer = dict(self.recipe.show(request.recipe))
         for name, source in request.pictures.items():
             if isinstance(source, PictureFiles):
-                kept = [str(keep_picture(path, self.parts.settings)) for path in source.paths if path.is_file()]
+                kept = [
+                    str(keep_picture(path, self.parts.settings)) for path in source.paths if path.is_file()
+                ]
                 if sets[name]:
-                    answer |= {self.edited.edited: kept, self.edited.edit: gr.update(value=OWN)}
+                    answer |= {self.edited.edited: kept, self.edited.edit: gr.update(value=OWN_EDIT)}
                 else:
-                    answer |= {self.original.originals: kept, self.original.view: pieces.originals(paths(kept))}
+                    answer |= {
+                        self.original.originals: kept,
+                        self.original.view: pieces.originals(paths(kept)),
+                    }
             elif isinstance(source, Edit):
                 answer |= self._edit_again(source)
         said = pieces.note(f"The form has the settings of {request.title or request.recipe.title}.", "good")
@@ -158,10 +163,6 @@ class Tab:
         return {self.form["run.vae"]: gr.update(choices=names)}
 
 
-from copier.ui.request_form import OWN_EDIT as OWN  # noqa: E402
-from copier.ui.request_form import OWN_VAE  # noqa: E402
-
-
 def first_recipe(parts: Parts) -> Recipe:
     """The recipe that a new page shows."""
     current = parts.host.current_checkpoint()
@@ -169,9 +170,12 @@ def first_recipe(parts: Parts) -> Recipe:
     return builtin_recipes()[name]
 
 
-def build_tab(parts: Parts) -> Blocks:
-    """The tab as gradio blocks, which a host or ``copier.ui.standalone`` shows."""
-    with gr.Blocks(title="Copier", analytics_enabled=False) as blocks, gr.Column(elem_id="copier_tab"):
+def build_tab(parts: Parts, *, style: str | None = None) -> Blocks:
+    """The tab as gradio blocks, which a host or ``copier.ui.standalone`` shows, with a ``style`` of its own."""
+    with (
+        gr.Blocks(title="Copier", analytics_enabled=False, css=style) as blocks,
+        gr.Column(elem_id="copier_tab"),
+    ):
         _wire(Tab(parts))
     keep_out_of_ui_config(blocks)
     return blocks
@@ -234,7 +238,13 @@ def _wire_pictures(tab: Tab) -> None:
 
 def _wire_recipe(tab: Tab) -> None:
     recipe, form = tab.recipe, tab.whole_form
-    outputs = {*recipe.outputs(), recipe.said, recipe.choose, tab.form["preset.json"], tab.form["preset.name"]}
+    outputs = {
+        *recipe.outputs(),
+        recipe.said,
+        recipe.choose,
+        tab.form["preset.json"],
+        tab.form["preset.name"],
+    }
     events: tuple[tuple[Any, str, Handler], ...] = (
         (recipe.choose, "input", recipe.load),
         (recipe.stage, "input", recipe.switch),
@@ -257,7 +267,9 @@ def _wire_run(tab: Tab) -> None:
     started, queued = run.started, run.queued
     listen(run.start, "click", saying(lambda data: tab.start(data, started), run.said), form, said)
     listen(run.queue, "click", saying(lambda data: tab.start(data, queued), run.said), form, said)
-    listen(run.stop, "click", saying(run.stopped, run.said), {run.watched}, {run.said, run.stop}, queued=False)
+    listen(
+        run.stop, "click", saying(run.stopped, run.said), {run.watched}, {run.said, run.stop}, queued=False
+    )
     listen(run.check, "click", _logged(tab.checked), form, _check_outputs(tab), queued=False)
     for i, one in enumerate(run.offers):
         again = saying(functools.partial(_again, run, i), run.said)

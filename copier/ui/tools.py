@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from copier.app.job_kinds import OPERATION, operation_payload
+from copier.app.names import check_name
 from copier.errors import BadInput
 from copier.fields import FIELDS, Field
 from copier.recipe import RankMethod
@@ -44,7 +45,10 @@ class ToolsSection:
         }
         with gr.Column(elem_classes="copier-card"):
             with gr.Row():
-                html("tools.head", pieces.heading("", "Tools", "From file to file; nothing is ever overwritten."))
+                html(
+                    "tools.head",
+                    pieces.heading("", "Tools", "From file to file; nothing is ever overwritten."),
+                )
                 self.refresh = button("tools.refresh", "Refresh lists", size="sm", min_width=110, scale=0)
             with gr.Tabs(elem_id=elem_id("tools.tabs")):
                 self._tabs()
@@ -54,13 +58,21 @@ class ToolsSection:
             self.found = html("tools.found")
 
     def _tabs(self) -> None:
-        with _tab("difference", "Difference", "B - A of two LoRAs that were trained apart: what remains is the change."):
+        with _tab(
+            "difference",
+            "Difference",
+            "B - A of two LoRAs that were trained apart: what remains is the change.",
+        ):
             with gr.Row():
                 self._lora("difference.minuend", "B", "The LoRA that counts positive.")
-                self._number("difference.ratio_b", "Ratio of B", FIELDS["DifferenceStage"]["minuend_ratio"], 1)
+                self._number(
+                    "difference.ratio_b", "Ratio of B", FIELDS["DifferenceStage"]["minuend_ratio"], 1
+                )
             with gr.Row():
                 self._lora("difference.subtrahend", "A", "The LoRA that is taken away.")
-                self._number("difference.ratio_a", "Ratio of A", FIELDS["DifferenceStage"]["subtrahend_ratio"], -1)
+                self._number(
+                    "difference.ratio_a", "Ratio of A", FIELDS["DifferenceStage"]["subtrahend_ratio"], -1
+                )
             self._sum_ranks("difference")
             self._output("difference")
         with _tab("combine", "Combine", "The weighted sum of LoRAs as one file; negative weights subtract."):
@@ -74,7 +86,12 @@ class ToolsSection:
         with _tab("merge", "Merge", "A checkpoint with LoRAs in its weights, as a new file."):
             self._checkpoint("merge.checkpoint", "Checkpoint")
             self._terms("merge")
-            text(self.form, "tools.merge.blocks", "Block weights", "A list of numbers, or NAME=W,...; empty: 1 everywhere.")
+            text(
+                self.form,
+                "tools.merge.blocks",
+                "Block weights",
+                "A list of numbers, or NAME=W,...; empty: 1 everywhere.",
+            )
             self._output("merge", ("keep", *DTYPES), "keep")
         with _tab("extract", "Extract", "The LoRA that turns one checkpoint into another."):
             with gr.Row():
@@ -164,8 +181,6 @@ class ToolsSection:
         return {self.job: job.id, self.said: "", self.found: ""}
 
     def _place(self, name: str, *, checkpoint: bool) -> Path:
-        from copier.app.install import check_name
-
         folders = self.parts.host.folders()
         folder = (folders.checkpoints or (folders.output,))[0] if checkpoint else folders.loras
         stem = check_name(name.strip().removesuffix(".safetensors"))
@@ -208,7 +223,10 @@ class ToolsSection:
 
     def _weighted(self, given: Mapping[str, Any]) -> list[tuple[Path, float]]:
         found = [
-            (lora_file(given[f"lora{i}"], self.parts.host), decimal(given[f"weight{i}"], f"Weight {i}", -10, 10))
+            (
+                lora_file(given[f"lora{i}"], self.parts.host),
+                decimal(given[f"weight{i}"], f"Weight {i}", -10, 10),
+            )
             for i in range(1, TERMS + 1)
             if given.get(f"lora{i}")
         ]
