@@ -38,7 +38,7 @@ class Leaf:
     """One field of one kind of stage, or of the recipe.
 
     ``specs`` are the (class, field) pairs of the field table that it covers: its own, and those of the
-    parts that are written in its lines. ``choices`` are those of an enum; ``whole``: its numbers are integers.
+    parts that are written in its lines. ``choices`` are an enum's; ``whole``: its numbers are integers.
     """
 
     path: str

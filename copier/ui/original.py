@@ -59,7 +59,7 @@ class OriginalSection:
                     form,
                     "original.several",
                     "Several originals",
-                    "A picture that is chosen or dropped in is added instead of taking the place of the others.",
+                    "What is chosen or dropped in is added; else it takes the place of the others.",
                 )
                 self.clear = button("original.clear", "Take out", size="sm", min_width=90, scale=0)
 

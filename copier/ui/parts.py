@@ -52,7 +52,7 @@ class Stoppable:
 
 
 def saying(handler: Handler, place: Any) -> Handler:
-    """``handler``, whose failures are shown in the HTML component ``place`` instead of a popup of the host's."""
+    """``handler``, whose failures are shown in the HTML component ``place``, not in a popup."""
 
     def guarded(data: dict[Any, Any]) -> Answer:
         try:

@@ -155,10 +155,22 @@ class RecipeSection:
                 choice(form, "run.vae", "VAE", (OWN_VAE,), value=OWN_VAE)
                 number(form, "run.clip_skip", CLIP_SKIP.label, CLIP_SKIP.help, value=1)
             with gr.Row():
-                choice(form, "run.prediction", "Prediction", [one.value for one in Prediction],
-                       "What the checkpoint predicts: noise or velocity; auto: what its file says.", value="auto")  # fmt: skip
-                choice(form, "run.zero_terminal_snr", "Zero terminal SNR", [one.value for one in Switch],
-                       "Whether its noise schedule ends at pure noise; auto: what its file says.", value="auto")  # fmt: skip
+                choice(
+                    form,
+                    "run.prediction",
+                    "Prediction",
+                    [one.value for one in Prediction],
+                    "What the checkpoint predicts: noise or velocity; auto: what its file says.",
+                    value="auto",
+                )
+                choice(
+                    form,
+                    "run.zero_terminal_snr",
+                    "Zero terminal SNR",
+                    [one.value for one in Switch],
+                    "Whether its noise schedule ends at pure noise; auto: what its file says.",
+                    value="auto",
+                )
             for i in range(LORA_SLOTS):
                 choice(
                     form,

@@ -171,7 +171,7 @@ def first_recipe(parts: Parts) -> Recipe:
 
 
 def build_tab(parts: Parts, *, style: str | None = None) -> Blocks:
-    """The tab as gradio blocks, which a host or ``copier.ui.standalone`` shows, with a ``style`` of its own."""
+    """The tab as gradio blocks; ``style`` is for a page that no host serves."""
     with (
         gr.Blocks(title="Copier", analytics_enabled=False, css=style) as blocks,
         gr.Column(elem_id="copier_tab"),
@@ -225,7 +225,8 @@ def _wire_pictures(tab: Tab) -> None:
     listen(original.clear, "click", _pictures_then(tab, original.take_out, original.said), inputs,
            taken | {original.files})  # fmt: skip
     look = saying(tab.look, edited.said)
-    listen(edited.edit, "change", saying(lambda data: {**edited.choose(data), **tab.look(data)}, edited.said), form,
+    chosen = saying(lambda data: {**edited.choose(data), **tab.look(data)}, edited.said)
+    listen(edited.edit, "change", chosen, form,
            {edited.explanation, edited.files, edited.view, edited.said, *edited.parameters.values()})  # fmt: skip
     for one in edited.parameters.values():
         listen(one, "release", look, form, {edited.view, edited.said})

@@ -182,7 +182,10 @@ class ToolsSection:
 
     def _place(self, name: str, *, checkpoint: bool) -> Path:
         folders = self.parts.host.folders()
-        folder = (folders.checkpoints or (folders.output,))[0] if checkpoint else folders.loras
+        # The embedded checkpoint lies in the program's own folder: nothing is written there.
+        own = {one.path.parent for one in self.parts.host.checkpoints() if one.embedded}
+        places = [one for one in folders.checkpoints if one not in own]
+        folder = (*places, folders.output)[0] if checkpoint else folders.loras
         stem = check_name(name.strip().removesuffix(".safetensors"))
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{stem}.safetensors"
