@@ -86,9 +86,7 @@ def install_lora(
     if detect(header).kind is not Kind.LORA:
         raise BadInput(f"{source.name} is no LoRA: give the file of one")
     picture = None if preview is None else _preview(preview, header)
-    if not folder.is_dir():
-        raise BadInput(f"there is no LoRA folder {folder}: create it, or name another one")
-    taken = names_in(folder)
+    taken = names_in(folder) if folder.is_dir() else set()
     if name.casefold() in taken:
         other = free_name(name, lambda one: one.casefold() in taken)
         raise BadInput(f"there is a LoRA {name!r} in {folder}: choose another name, such as {other!r}")
@@ -102,6 +100,7 @@ def install_lora(
         files.append((folder / f"{name}.png", lambda place: create_file(place, content)))
     written: list[Path] = []
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for place, write in files:
             if not write(place):
                 raise BadInput(f"there is a file {place} already: choose another name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -97,8 +98,11 @@ def draw(
     *,
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
+    crew: Crew | None = None,
 ) -> tuple[Drawn, ...]:
     """Draw the pictures of ``request`` into its folder; never over another file.
+
+    ``crew``: the one whose worker draws, and is there afterwards; None: a new one for this call.
 
     Raises:
         BadInput and its kin: before anything is drawn or written.
@@ -111,7 +115,9 @@ def draw(
     side = usual_side(header)
     pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     with StageStore(settings.stages).scratch("generate") as folder:
-        with Crew(settings, device=request.device, threads=request.threads) as crew:
+        with contextlib.ExitStack() as stack:
+            if crew is None:
+                crew = stack.enter_context(Crew(settings, device=request.device, threads=request.threads))
             result = crew.worker().sample(
                 SampleRequest(
                     checkpoint=request.checkpoint,

@@ -82,6 +82,10 @@ class Security:
         return (self.shared or self.listening) and not self.insecure_access
 
 
+THIS_MACHINE = Security()
+"""Nobody but who sits at this machine."""
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
     """Pictures to be drawn by the host: ``count`` of them, seeds counting up from ``seed``.

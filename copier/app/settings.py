@@ -41,18 +41,50 @@ def trainer_python() -> str:
     return os.environ.get("COPIER_PYTHON") or sys.executable
 
 
+def checkpoint_folders() -> tuple[Path, ...]:
+    """``COPIER_CHECKPOINTS``: folders of checkpoints, as PATH has them, for use without a WebUI."""
+    chosen = os.environ.get("COPIER_CHECKPOINTS", "")
+    return tuple(Path(one).expanduser() for one in chosen.split(os.pathsep) if one)
+
+
+def own_loras() -> Path | None:
+    """``COPIER_LORAS``: the folder into which LoRAs are installed, for use without a WebUI."""
+    chosen = os.environ.get("COPIER_LORAS")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def own_output() -> Path | None:
+    """``COPIER_OUTPUT``: the folder of runs and pictures, for use without a WebUI."""
+    chosen = os.environ.get("COPIER_OUTPUT")
+    return Path(chosen).expanduser() if chosen else None
+
+
 @dataclass(frozen=True)
 class Settings:
     """The data directory and what lies in it; the Python that trains, and a folder of sd-scripts.
 
     Without ``sd_scripts_dir`` the extension's submodule counts; without ``accelerate`` sd-scripts trains on
-    one device.
+    one device. ``checkpoints``, ``own_loras`` and ``own_output`` count where there is no WebUI, which has
+    such folders itself.
     """
 
     data: Path
     python: str = field(default_factory=trainer_python)
     sd_scripts_dir: Path | None = field(default_factory=own_sd_scripts)
     accelerate: Path | None = field(default_factory=accelerate_config)
+    checkpoints: tuple[Path, ...] = field(default_factory=checkpoint_folders)
+    own_loras: Path | None = field(default_factory=own_loras)
+    own_output: Path | None = field(default_factory=own_output)
+
+    @property
+    def loras(self) -> Path:
+        """Where LoRAs are installed, without a WebUI."""
+        return self.own_loras or self.data / "loras"
+
+    @property
+    def output(self) -> Path:
+        """Where runs and pictures go, without a WebUI."""
+        return self.own_output or self.data / "output"
 
     @property
     def stages(self) -> Path:

@@ -183,7 +183,8 @@ def train(context: Context) -> Json:
     )
     write_point("losses-write")
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
-    return {"steps": len(result.losses), "seconds": result.seconds}
+    measured = {} if result.memory is None else {"memory": result.memory}
+    return {"steps": len(result.losses), "seconds": result.seconds, **measured}
 
 
 def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:

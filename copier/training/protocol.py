@@ -105,11 +105,15 @@ OPERATIONS: Mapping[str, type[Request]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The loss of every step, and the seconds of the whole training without loading."""
+    """The loss of every step, and the seconds of the whole training without loading.
+
+    ``memory`` is the peak in bytes, of the card or else of the process; None where it was not measured.
+    """
 
     output: Path
     losses: tuple[float, ...]
     seconds: float
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def result_to_json(result: TrainResult | PicturesResult) -> dict[str, Any]:
 
 def train_result(data: Mapping[str, Any]) -> TrainResult:
     """The result of a training from its JSON."""
-    return TrainResult(Path(data["output"]), tuple(data["losses"]), data["seconds"])
+    return TrainResult(Path(data["output"]), tuple(data["losses"]), data["seconds"], data.get("memory"))
 
 
 def pictures_result(data: Mapping[str, Any]) -> PicturesResult:

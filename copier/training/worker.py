@@ -166,7 +166,7 @@ class Engine:
         done = builtin.train(
             model, request.training, pictures, job, observer=self.observer, cancel=cancel
         )
-        return protocol.TrainResult(request.output, done.losses, done.seconds)
+        return protocol.TrainResult(request.output, done.losses, done.seconds, _peak_memory(self.device))
 
     def _sample(
         self, request: protocol.SampleRequest, cancel: CancelToken
@@ -234,6 +234,20 @@ class Engine:
             )
             self._key = key
         return self._model
+
+
+def _peak_memory(device: str) -> int | None:
+    """Bytes: what torch reserved on the card so far, at most; on the processor the whole process."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _read_pictures(paths: Sequence[Path]) -> Array:
