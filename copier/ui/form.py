@@ -91,6 +91,11 @@ def button(path: str, label: str, **options: Any) -> Any:
     return gr.Button(label, elem_id=elem_id(path), **options)
 
 
+def small_button(path: str, label: str, **options: Any) -> Any:
+    """A button beside a field, no higher than itself."""
+    return button(path, label, size="sm", scale=0, elem_classes="copier-small", **options)
+
+
 def html(path: str, value: str = "", **options: Any) -> Any:
     """A place for what the program says."""
     return gr.HTML(value, elem_id=elem_id(path), **options)

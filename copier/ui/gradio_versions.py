@@ -97,6 +97,13 @@ def file_paths(value: Any) -> tuple[Path, ...]:
     return tuple(Path(str(getattr(one, "name", one))) for one in values)
 
 
+def plain_theme() -> Any:
+    """gradio's own theme with the system's fonts: its usual ones are fetched from the network."""
+    return gr.themes.Default(
+        font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "Consolas", "monospace"]
+    )
+
+
 def keep_out_of_ui_config(blocks: Blocks) -> None:
     """A1111 and Forge save what components hold by their labels; ours keep their own defaults."""
     for block in blocks.blocks.values():
@@ -106,7 +113,7 @@ def keep_out_of_ui_config(blocks: Blocks) -> None:
 def gallery(*, label: str, elem_id: str, columns: int) -> Any:
     """A gallery to choose from, without its own preview: a click chooses."""
     return gr.Gallery(
-        label=label, elem_id=elem_id, columns=columns, allow_preview=False, height="auto", show_label=True
+        label=label, elem_id=elem_id, columns=columns, allow_preview=False, height="auto", visible=False
     )
 
 

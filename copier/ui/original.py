@@ -11,7 +11,7 @@ from copier.fields import GUIDANCE, LARGEST_SEED, SAMPLING_STEPS
 from copier.progress import ignore
 from copier.request import ENDINGS
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, elem_id, flag, html, number, text
+from copier.ui.form import Form, button, choice, elem_id, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
 from copier.ui.parts import Parts, Stoppable, paths
 from copier.ui.request_form import FOLLOW, chosen_checkpoint, decimal, whole
@@ -61,14 +61,14 @@ class OriginalSection:
                     "Several originals",
                     "What is chosen or dropped in is added; else it takes the place of the others.",
                 )
-                self.clear = button("original.clear", "Take out", size="sm", min_width=90, scale=0)
+                self.clear = small_button("original.clear", "Take out", min_width=90)
 
     def _model_line(self) -> None:
         with gr.Row():
             self.checkpoint = choice(
                 self.form, "original.checkpoint", "Checkpoint", (FOLLOW,), value=FOLLOW, scale=4
             )
-            self.refresh = button("original.refresh", "Refresh", size="sm", min_width=80, scale=0)
+            self.refresh = small_button("original.refresh", "Refresh", min_width=80)
         self.line = html("original.line")
 
     def _drawing(self) -> None:
@@ -90,7 +90,7 @@ class OriginalSection:
                 )
         with gr.Row():
             self.generate = button("original.generate", "Generate", variant="primary")
-            self.stop = button("original.interrupt", "Stop drawing", scale=0, min_width=110)
+            self.stop = small_button("original.interrupt", "Stop drawing", min_width=110)
         self.gallery = gallery(
             label="Choose one by clicking it", elem_id=elem_id("original.gallery"), columns=4
         )
@@ -143,7 +143,7 @@ class OriginalSection:
         files = [str(one.path) for one in found]
         shown = [(files[i], f"seed {one.seed}") for i, one in enumerate(found)]
         return {
-            self.gallery: _opened(shown),
+            self.gallery: gr.update(value=_opened(shown), visible=True),
             self.drawn: files,
             self.said: "",
             **self._taken(files[:1], data),

@@ -17,6 +17,7 @@ from copier.ui.form import elem_id
 from copier.ui.recipe_form import Problem
 
 if TYPE_CHECKING:
+    from copier.app.estimate import Estimate
     from copier.app.trainer import TrainerStatus
 
 _THUMB = 160
@@ -124,6 +125,17 @@ def problems(found: Sequence[Problem], *, busy: bool = False) -> Markup:
     return tag(
         "div", tag("b", words.BLOCKED), tag("ul", lines), class_="copier-note copier-warning copier-blocked"
     )
+
+
+def expected(found: Estimate) -> Markup:
+    """Time and memory of a run, as far as anything is known."""
+    reused = sum(one.reused for one in found.stages)
+    facts = [f"about {duration(found.seconds)}" if found.seconds is not None else words.UNKNOWN_TIME]
+    if found.memory:
+        facts.append(f"{found.memory / 2**30:.1f} GB")
+    if reused:
+        facts.append(f"{reused} of {len(found.stages)} stages are there already")
+    return tag("div", (tag("span", fact) for fact in facts), class_="copier-facts")
 
 
 def job_status(view: JobView | None, *, runner: str = "here") -> Markup:

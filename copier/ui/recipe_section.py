@@ -15,7 +15,7 @@ from copier.model_options import Prediction, Switch
 from copier.recipe import STAGE_KINDS, Recipe
 from copier.request import DEVICES
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, elem_id, flag, html, leaf_field, number, text
+from copier.ui.form import Form, button, choice, elem_id, flag, html, leaf_field, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
 from copier.ui.leaves import RECIPE, Leaf, Shape
 from copier.ui.parts import Parts
@@ -216,7 +216,7 @@ class RecipeSection:
         )
         with gr.Row():
             choice(form, "preset.lora", "Recipe from a LoRA in the folder", ())
-            self.load_lora = button("preset.load_lora", "Load", size="sm", min_width=80, scale=0)
+            self.load_lora = small_button("preset.load_lora", "Load", min_width=80)
 
     def known(self) -> dict[str, Recipe]:
         """Built-in and own recipes by title."""

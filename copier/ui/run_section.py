@@ -11,7 +11,7 @@ import gradio as gr
 from copier.app.jobs import RUN, Job, JobState, JobView
 from copier.errors import BadInput, CopierError
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, elem_id, flag, html, number, text
+from copier.ui.form import Form, button, choice, elem_id, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.parts import Parts
 from copier.ui.request_form import Wanted, decimal
@@ -53,9 +53,9 @@ class RunSection:
             with gr.Accordion("Log", open=False, elem_id=elem_id("run.log_fold")):
                 self.log = html("run.log")
             with gr.Row(elem_classes="copier-quiet"):
-                self.poll = button("run.poll", "Refresh", size="sm", min_width=80, scale=0)
-                self.check = button("run.check", "Check", size="sm", min_width=80, scale=0)
-                self.opened = button("run.opened", "Lists", size="sm", min_width=80, scale=0)
+                self.poll = small_button("run.poll", "Refresh", min_width=80)
+                self.check = small_button("run.check", "Check", min_width=80)
+                self.opened = small_button("run.opened", "Lists", min_width=80)
             self.pulse = html("run.pulse")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)
@@ -321,7 +321,7 @@ class HistoryPart:
             )
             with gr.Row():
                 choice(form, "history.other", "Compare with", ())
-                self.compare = button("history.compare", "Compare", size="sm", min_width=90, scale=0)
+                self.compare = small_button("history.compare", "Compare", min_width=90)
             self.said = html("history.said")
 
     def outputs(self) -> set[Any]:

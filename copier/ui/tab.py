@@ -13,7 +13,7 @@ from gradio.blocks import Blocks
 from copier.codec import builtin_recipes
 from copier.errors import CopierError
 from copier.recipe import Recipe
-from copier.ui import pieces
+from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
 from copier.ui.form import Form, elem_id, html
 from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
@@ -75,32 +75,28 @@ class Tab:
     def checked(self, data: Mapping[Any, Any]) -> Answer:
         """Whether Start may be pressed, and why not; the fields that matter now."""
         recipe, stage, found = self.read(data)
-        problems = found.problems or self._refused(found)
-        busy = self.parts.jobs.current() is not None
-        ready = not problems
+        problems, expected = found.problems, ""
+        if found.request is not None:
+            try:
+                expected = self._expected(found)
+            except CopierError as error:
+                problems = (Problem("run.start", str(error)),)
+        busy, ready = self.parts.jobs.current() is not None, not problems
         return {
             self.run.problems: pieces.problems(problems, busy=busy),
             self.run.start: gr.update(interactive=ready and not busy),
             self.run.queue: gr.update(interactive=ready),
-            self.run.estimate: self._estimate(found) if ready else "",
+            self.run.estimate: expected,
             **self.recipe.visibility(recipe, stage),
         }
 
-    def _refused(self, found: Wanted) -> tuple[Problem, ...]:
-        """What only a look into the files tells."""
-        from copier.app.job_kinds import check_run
-        from copier.app.jobs import run_payload
+    def _expected(self, found: Wanted) -> str:
+        """What the run will take, told from earlier ones. Raises what only a look into the files tells."""
+        from copier.app.estimate import estimate
 
         assert found.request is not None
-        try:
-            payload = run_payload(found.request, control=found.control, seeds=found.seeds)
-            check_run(payload, self.parts.settings)
-        except CopierError as error:
-            return (Problem("run.start", str(error)),)
-        return ()
-
-    def _estimate(self, found: Wanted) -> str:
-        return ""
+        settings = self.parts.settings
+        return pieces.expected(estimate(found.request, settings, control=found.control, seeds=found.seeds))
 
     def start(self, data: Mapping[Any, Any], put: Callable[[Wanted], Answer]) -> Answer:
         """Put the run into the queue; with a problem nothing is started, and it is said."""
@@ -156,7 +152,7 @@ class Tab:
 
     def opened(self, data: Mapping[Any, Any]) -> Answer:
         """A page was opened: the host's lists as they are now."""
-        return {**self.original.lists(), **self.tools.lists(), **self._vaes(), **self.setup.shown()}
+        return {**self.original.lists(), **self.tools.lists(), **self._vaes()}
 
     def _vaes(self) -> Answer:
         names = [OWN_VAE, *(one.name for one in self.parts.host.vaes())]
@@ -173,7 +169,9 @@ def first_recipe(parts: Parts) -> Recipe:
 def build_tab(parts: Parts, *, style: str | None = None) -> Blocks:
     """The tab as gradio blocks; ``style`` is for a page that no host serves."""
     with (
-        gr.Blocks(title="Copier", analytics_enabled=False, css=style) as blocks,
+        gr.Blocks(
+            title="Copier", analytics_enabled=False, css=style, theme=gradio_versions.plain_theme()
+        ) as blocks,
         gr.Column(elem_id="copier_tab"),
     ):
         _wire(Tab(parts))

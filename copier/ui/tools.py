@@ -14,7 +14,7 @@ from copier.errors import BadInput
 from copier.fields import FIELDS, Field
 from copier.recipe import RankMethod
 from copier.ui import pieces
-from copier.ui.form import Form, button, choice, elem_id, flag, html, number, text
+from copier.ui.form import Form, button, choice, elem_id, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.parts import Parts
 from copier.ui.request_form import chosen_checkpoint, decimal, lora_file, lora_label, whole
@@ -49,7 +49,7 @@ class ToolsSection:
                     "tools.head",
                     pieces.heading("", "Tools", "From file to file; nothing is ever overwritten."),
                 )
-                self.refresh = button("tools.refresh", "Refresh lists", size="sm", min_width=110, scale=0)
+                self.refresh = small_button("tools.refresh", "Refresh lists", min_width=110)
             with gr.Tabs(elem_id=elem_id("tools.tabs")):
                 self._tabs()
             self.said = html("tools.said")

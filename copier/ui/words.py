@@ -33,6 +33,7 @@ A, B = "A, the original", "B, edited"
 READY = "Ready to start."
 BUSY = "A job is at work: add this one to the queue."
 BLOCKED = "Start is blocked:"
+UNKNOWN_TIME = "time unknown: nothing like it was made on this machine so far"
 NO_JOB = "Nothing runs. Press Start when the pair looks right."
 NO_RESULT = "The result appears here when a run is done."
 NO_REPORT = "This run has no report: its recipe measures nothing."
@@ -61,7 +62,7 @@ CHANGE, CONSISTENCY = "Change at +1", "Consistency"
 EVERY = (
     TITLE, LEAD, *(part for step in STEPS for part in step), ORIGINAL, EDITED, RECIPE, RUN, RESULT, HISTORY,
     ORIGINAL_LEAD, EDITED_LEAD, RECIPE_LEAD, NO_ORIGINAL, NO_EDITED, CHANGED, DIFFERENCE, DRAG, A, B, READY,
-    BUSY, BLOCKED, NO_JOB, NO_RESULT, NO_REPORT, STAGES, LOSS, SAMPLES, NO_HISTORY, ALIKE,
+    BUSY, BLOCKED, UNKNOWN_TIME, NO_JOB, NO_RESULT, NO_REPORT, STAGES, LOSS, SAMPLES, NO_HISTORY, ALIKE,
     *STATES.values(), EFFECT,
     LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
 )  # fmt: skip
