@@ -22,8 +22,8 @@ from copier.progress import CancelToken
 class Embedded:
     """What the command line itself may not import: the pocket checkpoint, and the tab as a page.
 
-    ``checkpoint`` gives its path; ``install`` puts it into a WebUI's folder and gives what it wrote; ``serve``
-    serves the page until the user ends it.
+    ``checkpoint`` gives its path; ``install`` puts it into a WebUI's folder and gives what it wrote;
+    ``serve`` serves the page until the user ends it.
     """
 
     checkpoint: Callable[[], Path]

@@ -11,8 +11,9 @@ import gradio as gr
 from copier.recipe import Recipe
 from copier.request import ENDINGS, Edit
 from copier.ui import pieces, words
-from copier.ui.form import Form, elem_id, html, slider
+from copier.ui.form import Form, html, slider
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
+from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, paths
 from copier.ui.request_form import OWN_EDIT, Pictures, chosen_checkpoint, chosen_edit, fitted, partners
 

@@ -8,12 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from copier.ui.leaves import Leaf, Shape
-
-
-def elem_id(path: str) -> str:
-    """The element's id in the page: ``train.training.steps`` is ``copier_train__training__steps``."""
-    return "copier_" + path.replace(".", "__")
+from copier.ui.leaves import Leaf, Shape, elem_id
 
 
 class Form:

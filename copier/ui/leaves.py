@@ -20,6 +20,11 @@ RECIPE = "recipe"
 """First part of the paths of the recipe's own fields."""
 
 
+def elem_id(path: str) -> str:
+    """The element's id in the page: ``train.training.steps`` is ``copier_train__training__steps``."""
+    return "copier_" + path.replace(".", "__")
+
+
 class Shape(str, Enum):
     """How a leaf's value is written."""
 

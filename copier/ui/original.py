@@ -11,8 +11,9 @@ from copier.fields import GUIDANCE, LARGEST_SEED, SAMPLING_STEPS
 from copier.progress import ignore
 from copier.request import ENDINGS
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, elem_id, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
+from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, Stoppable, paths
 from copier.ui.request_form import FOLLOW, chosen_checkpoint, decimal, whole
 

@@ -13,7 +13,7 @@ from copier.app.pair_preview import PairView, thumbnail
 from copier.app.ports import CheckpointInfo
 from copier.markup import Content, Markup, duration, join, number, tag, weight_text
 from copier.ui import words
-from copier.ui.form import elem_id
+from copier.ui.leaves import elem_id
 from copier.ui.recipe_form import Problem
 
 if TYPE_CHECKING:

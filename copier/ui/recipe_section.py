@@ -15,9 +15,9 @@ from copier.model_options import Prediction, Switch
 from copier.recipe import STAGE_KINDS, Recipe
 from copier.request import DEVICES
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, elem_id, flag, html, leaf_field, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, leaf_field, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
-from copier.ui.leaves import RECIPE, Leaf, Shape
+from copier.ui.leaves import RECIPE, Leaf, Shape, elem_id
 from copier.ui.parts import Parts
 from copier.ui.recipe_form import (
     LEAVES,

@@ -11,8 +11,9 @@ import gradio as gr
 from copier.app.jobs import RUN, Job, JobState, JobView
 from copier.errors import BadInput, CopierError
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, elem_id, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
+from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
 from copier.ui.request_form import Wanted, decimal
 

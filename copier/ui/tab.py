@@ -15,8 +15,9 @@ from copier.errors import CopierError
 from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
-from copier.ui.form import Form, elem_id, html
+from copier.ui.form import Form, html
 from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
+from copier.ui.leaves import elem_id
 from copier.ui.original import OriginalSection
 from copier.ui.parts import Parts, paths, saying
 from copier.ui.recipe_form import Problem
@@ -224,8 +225,8 @@ def _wire_pictures(tab: Tab) -> None:
            taken | {original.files})  # fmt: skip
     look = saying(tab.look, edited.said)
     chosen = saying(lambda data: {**edited.choose(data), **tab.look(data)}, edited.said)
-    listen(edited.edit, "change", chosen, form,
-           {edited.explanation, edited.files, edited.view, edited.said, *edited.parameters.values()})  # fmt: skip
+    places = {edited.explanation, edited.files, edited.view, edited.said, *edited.parameters.values()}
+    listen(edited.edit, "change", chosen, form, places)
     for one in edited.parameters.values():
         listen(one, "release", look, form, {edited.view, edited.said})
     lists = set(original.lists())

@@ -14,8 +14,9 @@ from copier.errors import BadInput
 from copier.fields import FIELDS, Field
 from copier.recipe import RankMethod
 from copier.ui import pieces
-from copier.ui.form import Form, button, choice, elem_id, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
+from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
 from copier.ui.request_form import chosen_checkpoint, decimal, lora_file, lora_label, whole
 

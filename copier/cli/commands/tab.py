@@ -15,9 +15,9 @@ def register(commands: Commands) -> None:
         "ui",
         "the tab in a browser, without a WebUI",
         """
-        Serve the tab that the extension adds to a WebUI as a page of its own: draw an original, edit it, train
-        and look at the result in a browser. It needs gradio (3.41 to 4.40: pip install gradio==4.40.0). Jobs
-        go on when the browser is closed, and end with this command; stopped ones go on where they were.
+        Serve the tab that the extension adds to a WebUI as a page of its own: draw an original, edit it,
+        train and look at the result in a browser. It needs gradio, 3.41 to 4.40 (pip install gradio==4.40.0).
+        Jobs go on when the browser is closed, and end with this command; they can be taken up again.
         """,
         ("ui", "ui --port 7870", "ui --listen"),
         _serve,
