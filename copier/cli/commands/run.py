@@ -45,6 +45,13 @@ def register(commands: Commands) -> None:
         _run,
         checkpoint=True,
     )
+    add_run_options(parser).add_argument(
+        "--dry-run", action="store_true", help="only show the stages, with keys and reasons"
+    )
+
+
+def add_run_options(parser: Parser) -> Any:
+    """The recipe, the pair and all that says how it is run; the group of the last."""
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a recipe's .json file")
     pair = parser.add_argument_group("the pair (one of --a, --a-prompt; one of --b, --edit)")
     pair.add_argument("--a", type=Path, metavar="PATH", help="the original, a picture file, or a folder")
@@ -104,7 +111,7 @@ def register(commands: Commands) -> None:
     add_seeds(how)
     _add_script_options(parser)
     how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
-    how.add_argument("--dry-run", action="store_true", help="only show the stages, with keys and reasons")
+    return how
 
 
 def _add_model_options(parser: Parser) -> None:
@@ -159,8 +166,7 @@ def add_seeds(parser: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace, session: Session) -> Answer:
-    _check_choice(arguments)
-    request = _request(arguments, session)
+    request = requested(arguments, session)
     from copier.app import figures, service
 
     if arguments.dry_run:
@@ -216,7 +222,9 @@ def _check_choice(arguments: argparse.Namespace) -> None:
                 raise BadInput(f"{option} {name}=... is given twice: give it once")
 
 
-def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
+def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
+    """The run that the options of ``add_run_options`` ask for."""
+    _check_choice(arguments)
     from copier.app.cards import fitted
     from copier.codec import load_recipe, with_value
     from copier.request import RunRequest, ScriptOptions
