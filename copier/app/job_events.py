@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -181,5 +182,5 @@ class Recorder:
 
 
 def _short(value: float | None) -> float | None:
-    """Six significant digits, for a person's eyes; NaN, which JSON lacks, is None."""
-    return None if value is None or value != value else float(f"{value:.6g}")
+    """Six significant digits, for a person's eyes; NaN and infinity, which JSON lacks, are None."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
