@@ -140,7 +140,7 @@ class Recorder:
                 label = f"{event.stage} {self._samples}"
             elif picture.parent.name[:1] in "+-" and (weight := float(picture.parent.name)):
                 label = f"{event.stage} {weight:+g}"
-            self._append("sample", event, path=str(picture), label=label)
+            self._append("sample", event, path=os.path.abspath(picture), label=label)
 
     def _kept(self, picture: Path) -> Path:
         """A copy that stays when the stage's folder is moved; where it fails, the picture itself."""

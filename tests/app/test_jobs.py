@@ -475,7 +475,7 @@ def kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
-KILLS = int(os.environ.get("COPIER_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("COPIER_TEST_KILLS", "4"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
