@@ -13,13 +13,14 @@ from copier.app.checks import check_device
 from copier.app.crew import Crew, find_kit
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
-from copier.checkpoint.family import Family, Kind, detect
+from copier.checkpoint.autoencoder_file import autoencoder_keys
+from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
-from copier.checkpoint.shapes import sd1_problem
+from copier.checkpoint.whole import whole_checkpoint
 from copier.digest import DigestMemory
 from copier.disk import existing_parent
-from copier.errors import BadCheckpoint, BadInput, BadPicture, NotInstalled
+from copier.errors import BadInput, BadPicture, NotInstalled
 from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, check_edit
 from copier.images.pairs import (
@@ -186,7 +187,7 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
     """Refuse what the recipe's trainer cannot do, and sd-scripts that is not installed."""
     vae = request.model.vae
     if vae is not None:
-        read_header(vae)
+        autoencoder_keys(read_header(vae), vae.name)
     if request.recipe.trainer is Trainer.BUILTIN:
         if request.scripts != NOTHING_MORE:
             raise BadInput(
@@ -205,8 +206,8 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
         check_extra(request.scripts.extra, options, script=script)
 
 
-def check_checkpoint(path: Path, trainer: Trainer = Trainer.BUILTIN) -> Header:
-    """The header of the checkpoint at ``path``, which ``trainer`` can use, and the worker can draw with.
+def check_checkpoint(path: Path, trainer: Trainer | None = None) -> Header:
+    """The header of the checkpoint at ``path``, which ``trainer`` can train, and the worker can draw with.
 
     Raises:
         BadInput, BadCheckpoint: there is none, it is something else, or of another family.
@@ -216,24 +217,7 @@ def check_checkpoint(path: Path, trainer: Trainer = Trainer.BUILTIN) -> Header:
     if trainer is Trainer.SD_SCRIPTS:
         trainable_checkpoint(path)
     header = read_header(path)
-    identity = detect(header)
-    if identity.kind is Kind.LORA:
-        raise BadCheckpoint(f"{path.name} is a LoRA, not a checkpoint: give the checkpoint it is for")
-    if identity.kind is not Kind.CHECKPOINT:
-        raise BadCheckpoint(
-            f"{path.name} has {len(header.tensors)} tensors, but not those of a checkpoint: give an "
-            "SD 1.x checkpoint as one .safetensors file"
-        )
-    if identity.family is not Family.SD1 or identity.layout != "ldm":
-        layout = "" if identity.layout == "ldm" else f" in the layout {identity.layout!r}"
-        raise BadCheckpoint(
-            f"{path.name} is a checkpoint of the family {identity.family.value}{layout}: the builtin "
-            "trainer knows SD 1.x in one file; use such a checkpoint"
-        )
-    if missing := identity.details.get("vae"):
-        raise BadCheckpoint(f"{path.name} has no autoencoder ({missing}): use a whole checkpoint")
-    if problem := sd1_problem(header):
-        raise BadCheckpoint(f"{path.name} {problem}: give a whole Stable Diffusion 1.x checkpoint")
+    whole_checkpoint(header, path.name)
     return header
 
 

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from copier.diffusion.load import DiffusionModel, load_checkpoint
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,13 @@ def checkpoint(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def model(checkpoint: Path) -> DiffusionModel:
     return load_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def families() -> ModuleType:
+    """SD 2.x and SDXL, narrow."""
+    spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

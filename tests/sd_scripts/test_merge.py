@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.files import checkpoint_shapes, write_random_checkpoint
+from benchmarks.files import file_shapes, write_random_checkpoint
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.block_weights import block_weights
@@ -84,7 +84,7 @@ def test_a_merged_checkpoint_of_real_size_is_sd_scripts_own_to_the_last_bit(
 ):
     """Where a weight is computed in many blocks of rows: 2 GB, and 7 GB of memory in the child."""
     base, lora, theirs, ours = (tmp_path / f"{name}.safetensors" for name in ("base", "lora", "its", "ours"))
-    write_random_checkpoint(base, checkpoint_shapes(), seed=3, dtype=torch.float16)
+    write_random_checkpoint(base, file_shapes(), seed=3, dtype=torch.float16)
     write_random_lora(lora, MODULES, seed=4, rank=64, decay=0.95, widths=REAL)
     run_tools(arguments(base, [(lora, 0.7)], "fp16", theirs), widths=REAL)
     merge(base, [(lora, 0.7)], ours)
@@ -99,7 +99,7 @@ def test_a_merge_in_memory_is_that_of_base_weights_to_the_last_bit(dtype, loras,
     model = load_checkpoint(base, dtype=dtype)
     parts = {"unet": model.unet, "text_encoder": model.text_encoder}
     before = {key: tensor.clone() for key, tensor in _state(parts).items()}
-    merge_into_modules(model.unet, model.text_encoder, read_lora(loras[0]).weights, 0.7)
+    merge_into_modules(model.weight_of, read_lora(loras[0]).weights, 0.7)
     ours = _state(parts)
     with TensorReader(out) as theirs:
         assert set(theirs.keys()) == set(ours)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copier.diffusion.load import DiffusionModel, load_checkpoint
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
 from copier.recipe import CaptionPolicy, CaptionSpec, Optimiser, Schedule, TrainingSpec
 from copier.training.builtin import TrainingJob, train
 from copier.training.client import BuiltinWorker
