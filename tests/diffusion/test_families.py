@@ -31,8 +31,7 @@ FAMILIES = (Family.SD2, Family.SDXL)
 PROMPTS = ["a red star on a green field", "a cat"]
 SIZE = {"width": 64, "height": 128}
 GUIDANCE = 4.0
-CLOSE = 2e-3
-"""Two ways to the same picture differ by rounding, which random weights magnify: by 5e-4 at most here."""
+CLOSE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,8 @@ def pipeline(loaded: Loaded, folder: Path, **scheduler: Any) -> Any:
 def their_pictures(pipe: Any, prompts: list[str], negative: str | None, *, steps: int) -> np.ndarray:
     result = pipe(
         prompts, negative_prompt=negative and [negative] * len(prompts), num_inference_steps=steps,
-        guidance_scale=GUIDANCE, latents=starting_noise(range(len(prompts)), **SIZE), output_type="np", **SIZE,
+        guidance_scale=GUIDANCE, latents=starting_noise(range(len(prompts)), **SIZE), output_type="np",
+        **SIZE,
     )  # fmt: skip
     return np.asarray(result.images)
 
@@ -177,7 +177,7 @@ def test_a_picture_is_what_diffusers_pipeline_draws(
     assert mine.shape == (len(prompts), 128, 64, 3)
     np.testing.assert_allclose(mine, theirs, atol=CLOSE)
     if negative:
-        assert np.abs(mine - drawn(loaded.model, prompts, negative="", steps=steps)).max() > 5 * CLOSE
+        assert np.abs(mine - drawn(loaded.model, prompts, negative="", steps=steps)).max() > 0.1
 
 
 def test_velocity_with_zero_terminal_snr_too(loaded: Loaded, tmp_path: Path) -> None:
@@ -191,4 +191,4 @@ def test_velocity_with_zero_terminal_snr_too(loaded: Loaded, tmp_path: Path) -> 
     one = PROMPTS[:1]
     mine = drawn(model, one, negative="bad", steps=2)
     np.testing.assert_allclose(mine, their_pictures(pipe, one, "bad", steps=2), atol=CLOSE)
-    assert np.abs(mine - drawn(loaded.model, one, negative="bad", steps=2)).max() > 5 * CLOSE
+    assert np.abs(mine - drawn(loaded.model, one, negative="bad", steps=2)).max() > 0.1

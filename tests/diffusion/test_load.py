@@ -120,7 +120,7 @@ def test_prompts_keep_their_order_and_equal_ones_are_equal(model: DiffusionModel
         (lambda t: t.update({"cond_stage_model.transformer.more": torch.ones(1)}), "also has 'cond_stage"),
         (lambda t: t.update({"model.diffusion_model.out.2.bias": torch.ones(5)}), "the shape [5], not [4]"),
         (lambda t: t.update({"conditioner.embedders.0.x": torch.ones(1)}), "refiner"),
-        (lambda t: t.update({f"lora_unet_x.lora_{up}.weight": torch.ones(1, 1) for up in ("up", "down")}), "a LoRA"),
+        (lambda t: t.update({f"x.lora_{up}.weight": torch.ones(1, 1) for up in ("up", "down")}), "a LoRA"),
         (
             lambda t: t.update({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(64, 9, 3, 3)}),
             "inpainting",
@@ -135,7 +135,7 @@ def test_prompts_keep_their_order_and_equal_ones_are_equal(model: DiffusionModel
             lambda t: t.update(
                 {names.UNET_PREFIX + "input_blocks.4.0.out_layers.3.weight": torch.ones(50, 1, 3, 3)}
             ),
-            "Stable Diffusion 1.x has not",
+            "not [50, 64, 3, 3]",
         ),
     ],
 )  # fmt: skip
