@@ -29,15 +29,18 @@ def main() -> None:
     networks = Path(job["checkout"], "networks")
     sys.path[:1] = [str(networks), job["checkout"]]
     if job["widths"] is not None:
-        _narrow(**job["widths"])
+        narrow(**job["widths"])
     for tool, *arguments in job["tools"]:
         path = str(networks / tool)
         sys.argv = [path, *arguments]
         runpy.run_path(path, run_name="__main__")
 
 
-def _narrow(unet: list[int], autoencoder: list[int], text: int, feed_forward: int) -> None:
-    """Replace SD 1.5's widths, which are constants of its modules and literals in a call."""
+def narrow(unet: list[int], autoencoder: list[int], text: int, feed_forward: int) -> None:
+    """Replace SD 1.5's widths, which are constants of its modules and literals in a call.
+
+    Heads are those of ``copier.diffusion.load``.
+    """
     model_util = importlib.import_module("library.model_util")
     original_unet = importlib.import_module("library.original_unet")
     original_unet.BLOCK_OUT_CHANNELS = tuple(unet)
@@ -46,10 +49,12 @@ def _narrow(unet: list[int], autoencoder: list[int], text: int, feed_forward: in
     model_util.UNET_PARAMS_MODEL_CHANNELS = unet[0]
     model_util.UNET_PARAMS_CHANNEL_MULT = [width // unet[0] for width in unet]
     model_util.UNET_PARAMS_CONTEXT_DIM = text
+    model_util.UNET_PARAMS_NUM_HEADS = max(1, min(8, unet[0] // 32))
     model_util.VAE_PARAMS_CH = autoencoder[0]
     model_util.VAE_PARAMS_CH_MULT = [width // autoencoder[0] for width in autoencoder]
     config = model_util.CLIPTextConfig
-    sizes = {"hidden_size": text, "intermediate_size": feed_forward, "num_attention_heads": 1}
+    sizes = {"hidden_size": text, "intermediate_size": feed_forward}
+    sizes["num_attention_heads"] = max(1, text // 64)
     model_util.CLIPTextConfig = lambda **given: config(**{**given, **sizes})
 
 

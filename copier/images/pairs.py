@@ -34,6 +34,8 @@ CHANGED = 0.02
 _NOISE = 0.75 / 255.0
 # The grid in which separate areas of change are found: at most this many cells along a side.
 _CELLS = 48
+_LAYERED = ("RGBA", "RGBa", "LA", "PA")
+"""Modes of pictures with an alpha channel."""
 _WHITE = (255, 255, 255)
 _decoding = threading.Lock()
 
@@ -84,6 +86,18 @@ def read_picture(path: str | os.PathLike[str], *, note: Note = log.warning) -> I
         raise BadPicture(f"{name} may not be read: check the file's permissions") from None
     except OSError as error:
         raise BadPicture(f"{name} cannot be read ({error}): check the disk, or copy the file anew") from error
+
+
+def read_mask(path: str | os.PathLike[str]) -> Image.Image | None:
+    """The alpha channel of the picture in the file ``path``, upright, mode L; None where all is opaque.
+
+    The file was read before, by ``read_picture``, which refuses what is damaged.
+    """
+    with Image.open(path) as image:
+        if image.mode not in _LAYERED and "transparency" not in image.info:
+            return None
+        alpha = _upright(image, os.fspath(path), lambda _: None).convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
 
 
 def check_same_names(a: Sequence[Path], b: Sequence[Path]) -> None:
@@ -157,7 +171,7 @@ def _as_rgb(image: Image.Image, name: str, note: Note) -> Image.Image:
         note(f"{name} has 16 bits a pixel: reduced to 8")
         levels = np.clip(np.asarray(image, dtype=np.float64) / 257.0 + 0.5, 0, 255)
         image = Image.fromarray(levels.astype(np.uint8))
-    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+    if image.mode in _LAYERED or "transparency" in image.info:
         layered = image.convert("RGBA")
         if layered.getchannel("A").getextrema() != (255, 255):
             note(f"{name} has transparent parts: they are laid on white")

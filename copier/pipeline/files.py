@@ -28,6 +28,17 @@ def picture_paths(entry: Entry) -> list[Path]:
     return sorted(entry.folder.glob("picture-*.png"))
 
 
+def mask_name(number: int) -> str:
+    """Name of the mask of that picture, where it has one."""
+    return f"mask-{number:06d}.png"
+
+
+def mask_paths(entry: Entry) -> list[Path | None]:
+    """For each picture of the stage its mask, in grey: where the loss counts; None: everywhere."""
+    places = [path.with_name(path.name.replace("picture-", "mask-")) for path in picture_paths(entry)]
+    return [place if place.is_file() else None for place in places]
+
+
 def load_set(entry: Entry) -> Picture:
     """The pictures of a finished ``original`` or ``edited`` stage as a stack (n, height, width, 3)."""
     return np.stack([load_picture(path) for path in picture_paths(entry)])

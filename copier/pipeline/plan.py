@@ -183,10 +183,11 @@ class _Builder:
         """Add the stage that draws, makes or takes over a set of pictures."""
         source = self.request.pictures[spec.name]
         kind = "edited" if spec.of else "original"
+        masks = {"masks": True} if _masked(self.request, spec) else {}
         if isinstance(source, PictureFiles):
-            self._put(spec.name, kind, {"files": [self.digest(path) for path in source.paths]})
+            self._put(spec.name, kind, {"files": [self.digest(path) for path in source.paths], **masks})
         elif isinstance(source, Edit):
-            self._put(spec.name, kind, _edit_numbers(source), {"a": spec.of})
+            self._put(spec.name, kind, {**_edit_numbers(source), **masks}, {"a": spec.of})
         else:
             numbers = {
                 "checkpoint": self.checkpoint,
@@ -334,6 +335,15 @@ class _Builder:
         }
         key = json_digest(ingredients)
         self.stages[name] = PlannedStage(name, kind, key, ingredients, needs, spec)
+
+
+def _masked(request: RunRequest, spec: PictureSet) -> bool:
+    """Whether a training asks for the masks of this set, or of one that an edit makes from it."""
+    source = request.pictures[spec.of if request.edit_of(spec.name) else spec.name]
+    if not isinstance(source, PictureFiles):
+        return False  # what is drawn has none
+    names = {spec.name, *(one.name for one in request.recipe.pictures if one.of == spec.name)}
+    return any(stage.training.masked_loss and stage.pictures in names for stage in request.recipe.trainings())
 
 
 def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[str, Any]:

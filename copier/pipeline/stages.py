@@ -20,7 +20,7 @@ from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import Picture, apply_effect, to_array
-from copier.images.pairs import check_pair, check_size, read_picture
+from copier.images.pairs import check_pair, check_size, read_mask, read_picture
 from copier.ops.combine import combine, difference
 from copier.ops.lora_file import read_lora
 from copier.ops.report import OperationReport
@@ -30,6 +30,8 @@ from copier.pipeline.files import (
     LORA,
     LOSSES,
     load_set,
+    mask_name,
+    mask_paths,
     picture_name,
     picture_paths,
     plain_pictures,
@@ -117,6 +119,11 @@ class Context:
         """The LoRA file of the stage needed in that role."""
         return self.needed(role).path(LORA)
 
+    @property
+    def masked(self) -> bool:
+        """Whether this set's pictures are kept with their masks."""
+        return bool(self.stage.ingredients.get("masks"))
+
     def pictures(self, role: str) -> Picture:
         """The set of pictures needed in that role, (n, height, width, 3) in [0, 1]."""
         return load_set(self.needed(role))
@@ -168,21 +175,33 @@ def edited(context: Context) -> Json:
                     f"the edit {b.name!r} changes nothing in this original: choose another edit or "
                     "stronger parameters"
                 )
-    return _save(context, images)
+    masks = [None if path is None else read_picture(path).convert("L") for path in _masks(context, "a")]
+    return _save(context, images, masks)
+
+
+def _masks(context: Context, role: str) -> list[Path | None]:
+    """The masks of the set needed in that role, where this stage has to do with masks."""
+    return mask_paths(context.needed(role)) if context.masked else []
 
 
 def _take_over(context: Context, paths: Sequence[Path]) -> Json:
-    images = []
+    images, masks = [], []
     for path in paths:
         images.append(read_picture(path))
         check_size(images[-1], path.name)
-    return _save(context, images)
+        masks.append(read_mask(path) if context.masked else None)
+    return _save(context, images, masks)
 
 
-def _save(context: Context, images: Sequence[Image.Image]) -> Json:
+def _save(
+    context: Context, images: Sequence[Image.Image], masks: Sequence[Image.Image | None] = ()
+) -> Json:
     write_point("picture-write")
     for number, image in enumerate(images, start=1):
         image.save(context.folder / picture_name(number))
+    for number, mask in enumerate(masks, start=1):
+        if mask is not None:
+            mask.save(context.folder / mask_name(number))
     return {"pictures": len(images), "width": images[0].width, "height": images[0].height}
 
 
@@ -212,6 +231,7 @@ def train(context: Context) -> Json:
             output=context.folder / LORA,
             training=stage.training,
             captions=_captions(context, stage),
+            masks=tuple(mask_paths(context.needed("set"))) if stage.training.masked_loss else (),
             base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
             start=context.lora("start") if stage.start else None,
             model=context.request.model,

@@ -17,12 +17,12 @@ _NEEDED = ("--pretrained_model_name_or_path", "--dataset_config", "--output_dir"
 class PictureCopy:
     """A picture to train on: the user's file ``source``, copied to ``place`` as PNG.
 
-    ``alpha`` keeps its transparency, for a masked loss; without it, it is laid on white.
+    ``mask``, a picture in grey of the same size, becomes its alpha channel: where the loss counts.
     """
 
     source: Path
     place: Path
-    alpha: bool = False
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import ITEM_BYTES, Header, read_header
@@ -254,9 +252,7 @@ def preflight(
 
 def copy_picture(picture: PictureCopy) -> None:
     """Write the copy: as PNG, and upright, for sd-scripts ignores the EXIF orientation."""
-    if picture.alpha:
-        with Image.open(picture.source) as original:
-            image = (ImageOps.exif_transpose(original) or original).convert("RGBA")
-    else:
-        image = read_picture(picture.source, note=lambda _: None)
+    image = read_picture(picture.source, note=lambda _: None)
+    if picture.mask is not None:
+        image.putalpha(read_picture(picture.mask).convert("L"))
     image.save(picture.place, format="PNG", compress_level=1)

@@ -30,6 +30,7 @@ class TrainRequest:
     Attributes:
         output: the LoRA file to write; it must not exist.
         captions: texts of the caption files, one a picture, for the caption policy ``files``.
+        masks: for each picture the file of its mask, in grey, or None: where the loss counts (sd-scripts).
         base: LoRA files and multipliers, merged into the checkpoint in memory, undone afterwards.
         start: a LoRA file to go on from.
         metadata: written into the LoRA beside kohya's keys, which it overrides.
@@ -43,6 +44,7 @@ class TrainRequest:
     output: Path
     training: TrainingSpec
     captions: tuple[str, ...] = ()
+    masks: tuple[Path | None, ...] = ()
     base: tuple[tuple[Path, float], ...] = ()
     start: Path | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -230,6 +232,7 @@ _READERS: Mapping[str, Any] = MappingProxyType(
         "out": Path,
         "start": lambda value: None if value is None else Path(value),
         "pictures": _paths,
+        "masks": lambda values: tuple(None if value is None else Path(value) for value in values),
         "base": _weighted,
         "loras": _weighted,
         "model": _model,

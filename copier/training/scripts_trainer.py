@@ -137,7 +137,7 @@ def script_job(
     header = read_header(request.checkpoint)
     known = parameterisation(header, request.model)
     work = work.absolute()
-    sets, copies = _picture_sets(request, work, alpha=training.masked_loss)
+    sets, copies = _picture_sets(request, work)
     prompts = tuple(SamplePrompt(prompt, seed, sets[0].width, sets[0].height) for prompt, seed in samples)
     job = ScriptJob(
         checkpoint=request.checkpoint.absolute(),
@@ -163,7 +163,7 @@ def script_job(
 
 
 def _picture_sets(
-    request: TrainRequest, work: Path, *, alpha: bool
+    request: TrainRequest, work: Path
 ) -> tuple[tuple[Pictures, ...], tuple[PictureCopy, ...]]:
     """A folder for the pictures of each size, and the copies that go there."""
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -177,7 +177,8 @@ def _picture_sets(
         captions = tuple(request.captions[number] for number in numbers) if request.captions else ()
         sets.append(Pictures(folder, names, width, height, captions))
         for number, name in zip(numbers, names, strict=True):
-            copies.append(PictureCopy(request.pictures[number], folder / name, alpha))
+            mask = request.masks[number] if request.masks else None
+            copies.append(PictureCopy(request.pictures[number], folder / name, mask))
     return tuple(sets), tuple(copies)
 
 

@@ -11,7 +11,14 @@ from PIL import Image, ImageFile
 
 from copier.errors import BadPicture
 from copier.images.effects import grayscale, jpeg_noise, to_array, to_image
-from copier.images.pairs import check_pair, check_size, difference_image, difference_map, read_picture
+from copier.images.pairs import (
+    check_pair,
+    check_size,
+    difference_image,
+    difference_map,
+    read_mask,
+    read_picture,
+)
 
 
 def noise(width: int = 128, height: int = 128) -> Image.Image:
@@ -251,3 +258,18 @@ def test_the_scale_of_a_heat_map_can_be_fixed():
     found = difference_map(smooth(), b)
     own, fixed = (np.asarray(difference_image(found, full=full)).mean() for full in (None, 1.0))
     assert fixed < own < 160
+
+
+def test_the_mask_is_the_upright_alpha_channel_or_none_where_all_is_opaque(tmp_path):
+    pixels = np.full((64, 128, 4), 255, np.uint8)
+    pixels[0, :, 3] = 7
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row of the file is the right side of the picture
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    mask = np.asarray(read_mask(tmp_path / "a.png"))
+    assert mask.shape == (128, 64)
+    assert (mask[:, -1] == 7).all() and (mask[:, :-1] == 255).all()
+    Image.fromarray(pixels[1:]).save(tmp_path / "opaque.png")
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "plain.png")
+    assert read_mask(tmp_path / "opaque.png") is None
+    assert read_mask(tmp_path / "plain.png") is None

@@ -28,7 +28,7 @@ from copier.pipeline.results import PROVENANCE_KEY, publish_run
 from copier.pipeline.runner import run
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, ignore
-from copier.recipe import STAGE_KINDS, EvaluateStage, Recipe, with_control
+from copier.recipe import STAGE_KINDS, EvaluateStage, Recipe, Trainer, with_control
 from copier.request import Edit, PictureFiles, RunRequest, Source
 
 TRAINING = {"steps": 2, "rank": 2, "resolution": 0, "optimiser": "adamw"}
@@ -190,6 +190,31 @@ def test_a_paired_set_is_trained_on_a_lora_from_a_file(tmp_path):
     told = json.loads((asked.out / "report.json").read_text(encoding="utf-8"))
     (note,) = told["notes"]
     assert note.endswith("the first one is shown: a has 3 pictures, b has 3 pictures.")
+
+
+def test_masks_of_the_originals_reach_the_training_on_their_edits_and_change_no_other_key(tmp_path):
+    given = {"a": pictures(tmp_path / "a", 30, 60), "b": Edit("grayscale")}
+    clear = Image.new("RGBA", (SIDE, SIDE), (30, 10, 200, 255))
+    clear.putpixel((3, 2), (0, 0, 0, 0))
+    clear.save(tmp_path / "a" / "1.png")
+    plain = request(tmp_path, recipe([train("copier", "a"), train("lora", "b", "copier")], "lora"), given)
+    masked = [stage if stage.name == "copier" else _masked(stage) for stage in plain.recipe.stages]
+    by_scripts = replace(plain.recipe, trainer=Trainer.SD_SCRIPTS)
+    asked = replace(plain, recipe=replace(by_scripts, stages=tuple(masked)))
+    worker = FakeWorker()
+    execute(asked, tmp_path / "data", worker)
+    (first, second) = (one for one in worker.requests if hasattr(one, "training"))
+    assert first.masks == ()
+    assert second.masks[1] is None, "the second original is opaque"
+    with Image.open(second.masks[0]) as mask:
+        assert mask.mode == "L" and mask.getextrema() == (0, 255) and mask.getpixel((3, 2)) == 0
+    unmasked = {stage.name: stage.key for stage in plan(plain, file_digest).stages}
+    assert unmasked["a"] != plan(asked, file_digest)["a"].key
+    assert "masks" not in plan(plain, file_digest)["a"].ingredients
+
+
+def _masked(stage):
+    return replace(stage, training=replace(stage.training, masked_loss=True))
 
 
 def test_two_data_sets_have_captions_of_their_own(tmp_path):

@@ -48,7 +48,7 @@ def pictures(dataset: str) -> list[Path]:
     for subset in subsets:
         for path in sorted(Path(subset["image_dir"]).glob("*.png")):
             caption = path.with_suffix(subset["caption_extension"])
-            assert not caption.exists() or caption.read_text(encoding="utf-8").strip(), "empty caption file"
+            assert not caption.exists() or caption.read_text(encoding="utf-8"), "empty caption file"
             found.append(path)
             # As cache_latents_to_disk does: beside the picture.
             path.with_suffix(".npz").write_bytes(b"latents")
@@ -110,7 +110,7 @@ def train(arguments: argparse.Namespace) -> None:
 def main() -> None:
     if "ignore-term" in WORDS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    arguments = setup_parser().parse_args()
+    arguments, _ = setup_parser().parse_known_args()  # the real one has some 150 more
     if "child" in WORDS:
         # The folder is for the tests: they look for it in the table of processes.
         subprocess.Popen([sys.executable, "-S", "-c", IGNORER, arguments.output_dir])

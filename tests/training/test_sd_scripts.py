@@ -184,10 +184,8 @@ def test_the_script_sees_a_copy_of_the_picture_and_the_files_of_the_command(
     assert np.array_equal(np.asarray(copy), np.asarray(Image.open(job.command.pictures[0].source)))
 
 
-@pytest.mark.parametrize("alpha", [False, True])
-def test_a_copy_is_upright_and_keeps_its_transparency_only_where_it_is_asked(
-    alpha: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_copy_is_upright_on_white_and_its_mask_is_its_alpha_channel(masked: bool, tmp_path: Path) -> None:
     """Orientation 6 of EXIF: the first row of the file is the right side of the picture."""
     pixels = np.zeros((64, 128, 4), np.uint8)
     pixels[0] = (255, 0, 0, 255)
@@ -195,12 +193,15 @@ def test_a_copy_is_upright_and_keeps_its_transparency_only_where_it_is_asked(
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    copy_picture(PictureCopy(tmp_path / "a.png", tmp_path / "copy.png", alpha=alpha))
+    Image.fromarray(np.arange(64 * 128, dtype=np.uint8).reshape(128, 64)).save(tmp_path / "mask.png")
+    mask = tmp_path / "mask.png" if masked else None
+    copy_picture(PictureCopy(tmp_path / "a.png", tmp_path / "copy.png", mask))
     with Image.open(tmp_path / "copy.png") as copy:
-        assert (copy.size, copy.mode) == ((64, 128), "RGBA" if alpha else "RGB")
+        assert (copy.size, copy.mode) == ((64, 128), "RGBA" if masked else "RGB")
         seen = np.asarray(copy)
     assert (seen[:, -1, :3] == (255, 0, 0)).all()
-    assert (seen[:, 0, :3] == ((0, 0, 255) if alpha else (255, 255, 255))).all()
+    assert (seen[:, 0, :3] == (255, 255, 255)).all()
+    assert not masked or (seen[:, :, 3].ravel() == np.arange(64 * 128) % 256).all()
 
 
 def test_samples_and_saved_loras_are_reported_while_it_trains_and_are_kept(

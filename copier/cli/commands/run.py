@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copier.cli.parser import Commands, assignment, named_path, positive, seed
+from copier.cli.parser import Commands, Parser, assignment, named_path, positive, seed
 from copier.cli.session import Answer, Session
 from copier.cli.text import number, stage_table, table
 from copier.errors import BadInput
+from copier.model_options import ModelOptions, Prediction, Switch
 
 if TYPE_CHECKING:
     from copier.app.service import Outcome
@@ -35,7 +37,7 @@ def register(commands: Commands) -> None:
         """,
         (
             'run copier-quick-pocket --a-prompt "a red star on cyan background" --edit grayscale',
-            "run copier-quick --set trainer=builtin --checkpoint model.safetensors --a a.png --b b.png",
+            "run copier-quick --checkpoint model.safetensors --a a.png --b b.png",
             "run copier-quick-pocket --a a.png --edit outline --edit-set width=5 --control --dry-run",
             "run difference-svd-pocket --a a.png --b b.png --set training.steps=400 --set lora.ranks.rank=4",
             "run my-recipe.json --a plain/ --b lettered/ --lora look=look.safetensors",
@@ -77,6 +79,7 @@ def register(commands: Commands) -> None:
     pair.add_argument(
         "--captions", type=Path, metavar="DIR", help="caption files, for recipes that read them"
     )
+    _add_model_options(parser)
     how = parser.add_argument_group("the run")
     how.add_argument(
         "--set",
@@ -99,8 +102,49 @@ def register(commands: Commands) -> None:
         help="folder of the outcome (default: out); LoRAs that are there stay, the report is replaced",
     )
     add_seeds(how)
+    _add_script_options(parser)
     how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
     how.add_argument("--dry-run", action="store_true", help="only show the stages, with keys and reasons")
+
+
+def _add_model_options(parser: Parser) -> None:
+    group = parser.add_argument_group("the checkpoint")
+    group.add_argument("--vae", type=Path, metavar="FILE", help="autoencoder in place of its own")
+    group.add_argument(
+        "--clip-skip", type=positive, default=1, metavar="N", help="as WebUIs count it; SD 1.x (default: 1)"
+    )
+    group.add_argument(
+        "--prediction",
+        choices=[one.value for one in Prediction],
+        default=Prediction.AUTO.value,
+        help="what the checkpoint predicts: noise (epsilon) or velocity (v); auto goes by the file",
+    )
+    group.add_argument(
+        "--zero-terminal-snr",
+        choices=[one.value for one in Switch],
+        default=Switch.AUTO.value,
+        help="whether its noise schedule ends at pure noise; auto goes by the file",
+    )
+
+
+def _add_script_options(parser: Parser) -> None:
+    group = parser.add_argument_group("where sd-scripts trains")
+    group.add_argument(
+        "--card",
+        type=positive,
+        metavar="GB",
+        help="for SDXL: fit the recipe to a card of so much memory (default: the one that is there)",
+    )
+    group.add_argument(
+        "--sample-every", type=positive, default=0, metavar="N", help="draw pictures every N training steps"
+    )
+    group.add_argument(
+        "--extra",
+        default="",
+        metavar="ARGUMENTS",
+        help="more arguments for its script, in one text, as in --extra='--max_grad_norm 0.5'; they stay "
+        "here and are written into no file",
+    )
 
 
 def add_seeds(parser: Any) -> None:
@@ -173,15 +217,20 @@ def _check_choice(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
+    from copier.app.cards import fitted
     from copier.codec import load_recipe, with_value
-    from copier.request import RunRequest
+    from copier.request import RunRequest, ScriptOptions
 
+    checkpoint = session.checkpoint()
     recipe = load_recipe(arguments.recipe)
+    recipe, note = fitted(recipe, checkpoint, session.settings, device=arguments.device, card=arguments.card)
+    if note:
+        session.note(note)
     for one in arguments.set:
         recipe = with_value(recipe, one)
     return RunRequest(
         recipe=recipe,
-        checkpoint=session.checkpoint(),
+        checkpoint=checkpoint,
         pictures=_pictures(arguments, recipe),
         loras=dict(arguments.lora),
         out=arguments.out,
@@ -189,7 +238,22 @@ def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
         device=arguments.device,
         threads=arguments.threads,
         captions=arguments.captions,
+        model=ModelOptions(
+            arguments.vae,
+            arguments.clip_skip,
+            Prediction(arguments.prediction),
+            Switch(arguments.zero_terminal_snr),
+        ),
+        scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every),
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The arguments in one text, as a shell splits it."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise BadInput(f"the extra arguments {text!r} cannot be split ({error}): close the quotes") from None
 
 
 def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source]:

@@ -1,0 +1,202 @@
+"""A run whose recipe trains with sd-scripts: the real pipeline, and a script in place of theirs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from copier.algebra.delta import LowRankDelta
+from copier.algebra.lora import LoraWeights
+from copier.app import cards, crew, service
+from copier.app.settings import Settings
+from copier.checkpoint.family import Family
+from copier.checkpoint.header import read_header
+from copier.checkpoint.targets import trained_names
+from copier.codec import load_recipe
+from copier.errors import BadInput, OutOfMemory, UnknownName
+from copier.model_options import ModelOptions, Prediction
+from copier.ops.lora_file import network_metadata, write_lora
+from copier.pipeline.store import StageStore
+from copier.progress import ProgressEvent
+from copier.recipe import Trainer
+from copier.request import PictureFiles, RunRequest, ScriptOptions
+from copier.training.environment import TrainerEnvironment
+from copier.training.interpreter import Interpreter
+from copier.training.machine import Device
+from copier.training.scripts_folder import ScriptsFolder
+
+FAKE = Path(__file__).parents[1] / "training" / "fake_sd_scripts.py"
+
+
+@pytest.fixture
+def lora(folder: Path) -> Path:
+    """What the script "trains": a LoRA of rank 2 with every attention module."""
+    checkpoint = read_header(folder / "base.safetensors")
+    noise = torch.Generator().manual_seed(3)
+    deltas = {}
+    for name, target in trained_names(checkpoint, conv=False, text=False).items():
+        out, *rest = checkpoint.tensors[target.key].shape
+        up = torch.randn(out, 2, *([1] * len(rest[1:])), generator=noise)
+        deltas[name] = LowRankDelta(up, torch.randn(2, *rest, generator=noise), 2.0)
+    weights = LoraWeights(deltas)
+    path = folder / "trained.safetensors"
+    write_lora(path, weights, network_metadata(weights, name="trained", family=Family.SD1), dtype="fp32")
+    return path
+
+
+@pytest.fixture
+def kit(folder: Path, lora: Path, worker: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in is installed; its folder. COPIER_FAKE says what it does."""
+    scripts = folder / "sd-scripts"
+    (scripts / "networks").mkdir(parents=True)
+    shutil.copy(FAKE, scripts / "train_network.py")
+    interpreter = Interpreter(sys.executable, "3.10.0", "linux", "2.1.2+cpu", "", "", "pip")
+    environment = TrainerEnvironment(interpreter, folder, None, folder / "tokenizers", eight_bit=False)
+    found = crew.Kit(environment, ScriptsFolder(scripts, own=True, commit=""), Device("cpu"))
+    for module in (crew, service):
+        monkeypatch.setattr(module, "find_kit", lambda settings, *, device: found)
+    monkeypatch.setenv("COPIER_FAKE", "")
+    monkeypatch.setenv("COPIER_FAKE_LORA", str(lora))
+    return scripts
+
+
+@pytest.fixture
+def request_(folder: Path, kit: Path) -> RunRequest:
+    recipe = replace(load_recipe(str(folder / "short.json")), trainer=Trainer.SD_SCRIPTS)
+    return RunRequest(
+        recipe=recipe,
+        checkpoint=folder / "base.safetensors",
+        pictures={name: PictureFiles((folder / f"{name}.png",)) for name in ("a", "b")},
+        out=folder / "out",
+        device="cpu",
+        threads=1,
+    )
+
+
+def run(request: RunRequest, folder: Path, events: list[ProgressEvent] | None = None) -> service.Outcome:
+    observer = (lambda event: None) if events is None else events.append
+    return service.execute((request,), Settings(folder / "data"), observer=observer)
+
+
+def test_a_recipe_for_sd_scripts_is_trained_by_it_and_drawn_by_the_worker(
+    request_: RunRequest, folder: Path, worker: Any
+) -> None:
+    events: list[ProgressEvent] = []
+    alive_while_training = []
+    done = service.execute(
+        (request_,),
+        Settings(folder / "data"),
+        observer=lambda event: (
+            events.append(event),
+            alive_while_training.append(worker.alive) if event.loss is not None else None,
+        ),
+    )
+    assert not [stage for operation, stage in worker.calls if operation == "train"]
+    assert {stage for operation, stage in worker.calls if operation == "sample"} >= {"gate.pictures"}
+    assert set(alive_while_training) == {0}, "no two checkpoints in memory"
+    assert worker.alive == 0
+    train = {one.stage.name: one.entry for one in done.runs[0].stages if one.stage.kind == "train"}
+    assert set(train) == {"copier", "lora"}
+    for entry in train.values():
+        assert json.loads(entry.path("losses.json").read_text()) == [0.5, 0.25, 0.167]
+        assert "avr_loss" in entry.path("train.log").read_text(), "the log is kept with the stage"
+        assert not entry.path("work").exists()
+    assert {"training", "saving"} <= {event.message for event in events}
+
+
+def test_a_second_edit_costs_no_training_of_the_original(
+    request_: RunRequest, folder: Path, doubles: ModuleType, worker: Any
+) -> None:
+    run(request_, folder)
+    other = doubles.write_picture(folder / "c.png", seed=9)
+    again = run(replace(request_, pictures={**request_.pictures, "b": PictureFiles((other,))}), folder)
+    reused = {one.stage.name: one.reused for one in again.runs[0].stages}
+    assert reused["copier"] and reused["gate"] and not reused["lora"]
+
+
+def test_what_the_checkpoint_is_said_to_be_changes_the_keys_and_reaches_the_script(
+    request_: RunRequest, folder: Path
+) -> None:
+    plain = service.preview(request_, Settings(folder / "data"))
+    skipped = replace(request_, model=ModelOptions(clip_skip=2, prediction=Prediction.VELOCITY))
+    keys = {one.stage.name: one.stage.key for one in plain}
+    for one in service.preview(skipped, Settings(folder / "data")):
+        same = keys[one.stage.name] == one.stage.key
+        assert same is (one.stage.kind in ("original", "edited")), one.stage.name
+
+
+def test_a_training_that_fails_keeps_its_log_and_offers_what_to_lower(
+    request_: RunRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COPIER_FAKE", "oom")
+    events: list[ProgressEvent] = []
+    with pytest.raises(OutOfMemory) as caught:
+        run(request_, folder, events)
+    assert "training.precision=fp16" in caught.value.settings
+    kept = folder / "data" / "logs" / "sd-scripts-copier.log"
+    assert "CUDA out of memory" in kept.read_text()
+    assert any(str(kept) in event.message for event in events)
+    stored = {entry.record.kind for entry in StageStore(folder / "data" / "stages").entries()}
+    assert stored == {"original", "edited"}
+
+
+def test_samples_on_the_way_stay_with_the_stage(request_: RunRequest, folder: Path) -> None:
+    done = run(replace(request_, scripts=ScriptOptions(sample_every=2)), folder)
+    entry = next(one.entry for one in done.runs[0].stages if one.stage.name == "copier")
+    assert [path.suffix for path in entry.path("samples").iterdir()] == [".png"]
+
+
+def test_extra_arguments_are_checked_by_the_scripts_own_parser_and_travel_nowhere(
+    request_: RunRequest, folder: Path, lora: Path
+) -> None:
+    with pytest.raises(UnknownName, match="--network_dimension"):
+        run(replace(request_, scripts=ScriptOptions(extra=("--network_dimension", "4"))), folder)
+    with pytest.raises(BadInput, match="set rank in the recipe"):
+        run(replace(request_, scripts=ScriptOptions(extra=("--network_dim", "4"))), folder)
+    secret = ScriptOptions(extra=("--mixed_precisions", "secret/path"))
+    with pytest.raises(UnknownName):
+        run(replace(request_, scripts=secret), folder)
+    builtin = replace(request_.recipe, trainer=Trainer.BUILTIN)
+    with pytest.raises(BadInput, match="trainer=sd-scripts"):
+        run(replace(request_, recipe=builtin, scripts=ScriptOptions(extra=("--a",))), folder)
+
+
+def test_only_sdxl_is_fitted_to_a_card(folder: Path, narrow_sdxl: Path) -> None:
+    recipe, settings = load_recipe("copier-quick"), Settings(folder / "data")
+    same, note = cards.fitted(recipe, folder / "base.safetensors", settings, device="cpu", card=None)
+    assert same == recipe and note == ""
+    with pytest.raises(BadInput, match="only trainings of SDXL"):
+        cards.fitted(recipe, folder / "base.safetensors", settings, device="cpu", card=8)
+    small, note = cards.fitted(recipe, narrow_sdxl, settings, device="cpu", card=8)
+    assert all(one.training.fp8_base and one.training.resolution == 1024 for one in small.trainings())
+    assert "8 GB" in note
+    with pytest.raises(BadInput, match="needs 8 GB"):
+        cards.fitted(recipe, narrow_sdxl, settings, device="cpu", card=6)
+    on_the_processor, _ = cards.fitted(recipe, narrow_sdxl, settings, device="cpu", card=None)
+    assert {one.training.precision for one in on_the_processor.trainings()} == {"fp32"}
+    assert {one.training.resolution for one in on_the_processor.trainings()} == {1024}
+
+
+@pytest.fixture
+def narrow_sdxl(folder: Path) -> Path:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(
+        "narrow_models", Path(__file__).parents[1] / "checkpoint" / "narrow_models.py"
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from copier.checkpoint.writer import write_tensors
+
+    path = folder / "xl.safetensors"
+    write_tensors(path, {name: torch.zeros(shape) for name, shape in module.sdxl_file().items()})
+    return path
