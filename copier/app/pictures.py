@@ -54,6 +54,7 @@ class DrawRequest:
     height: int = 0
     device: str = "auto"
     threads: int | None = None
+    model: ModelOptions = AS_IT_IS
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -116,11 +117,11 @@ def draw(
         BadInput and its kin: before anything is drawn or written.
         TrainingFailed, Cancelled: nothing was written.
     """
-    header = check_checkpoint(request.checkpoint)
+    header = check_checkpoint(request.checkpoint, options=request.model)
     check_loras(request.loras, header)
     check_device(request.device)
     check_folders(request.out, settings, report=False)
-    side = usual_side(header)
+    side = usual_side(header, request.model)
     pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     with StageStore(settings.stages).scratch("generate") as folder:
         with Crew(settings, device=request.device, threads=request.threads) as crew:
@@ -136,6 +137,7 @@ def draw(
                     width=request.width or side,
                     height=request.height or side,
                     negative=request.negative,
+                    model=request.model,
                     stage="generate",
                 ),
                 observer=observer,

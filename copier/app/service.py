@@ -17,6 +17,7 @@ from copier.checkpoint.autoencoder_file import autoencoder_keys
 from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
+from copier.checkpoint.structure import check_clip_skip
 from copier.checkpoint.whole import whole_checkpoint
 from copier.digest import DigestMemory
 from copier.disk import existing_parent
@@ -29,6 +30,7 @@ from copier.images.pairs import (
     check_size,
     read_picture,
 )
+from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.lora_file import read_lora
 from copier.ops.lora_reader import LoraReader
 from copier.pipeline import results
@@ -81,7 +83,7 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
         BadCheckpoint, BadPicture, BadInput: the checkpoint, the pictures, the recipe, the device or
             a folder cannot be used; the message names the value, the limit and the remedy.
     """
-    checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer)
+    checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer, options=request.model)
     check_device(request.device)
     _check_trainer(request, settings, checkpoint)
     sets = _check_pictures(request)
@@ -185,9 +187,6 @@ def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:
 
 def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) -> None:
     """Refuse what the recipe's trainer cannot do, and sd-scripts that is not installed."""
-    vae = request.model.vae
-    if vae is not None:
-        autoencoder_keys(read_header(vae), vae.name)
     if request.recipe.trainer is Trainer.BUILTIN:
         if request.scripts != NOTHING_MORE:
             raise BadInput(
@@ -206,18 +205,23 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
         check_extra(request.scripts.extra, options, script=script)
 
 
-def check_checkpoint(path: Path, trainer: Trainer | None = None) -> Header:
+def check_checkpoint(
+    path: Path, trainer: Trainer | None = None, *, options: ModelOptions = AS_IT_IS
+) -> Header:
     """The header of the checkpoint at ``path``, which ``trainer`` can train, and the worker can draw with.
 
     Raises:
-        BadInput, BadCheckpoint: there is none, it is something else, or of another family.
+        BadInput, BadCheckpoint: there is none, it is something else, or of another family; or ``options``
+            do not go with it, or name a file that is no autoencoder.
     """
     if not path.is_file():
         raise BadInput(f"there is no checkpoint {path}: give the path of a .safetensors file")
     if trainer is Trainer.SD_SCRIPTS:
         trainable_checkpoint(path)
     header = read_header(path)
-    whole_checkpoint(header, path.name)
+    check_clip_skip(whole_checkpoint(header, path.name).structure, options.clip_skip)
+    if options.vae is not None:
+        autoencoder_keys(read_header(options.vae), options.vae.name)
     return header
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from copier.checkpoint.family import Family
 from copier.checkpoint.names import ATTENTION_LEVELS, LEVELS, TEXT_LAYERS, TEXT_PREFIX
+from copier.errors import BadInput
 
 TIME_ID_WIDTH = 256
 """Features that each of SDXL's numbers about the size of a picture becomes."""
@@ -75,6 +76,18 @@ class Structure:
     def middle_depth(self) -> int:
         """Transformer blocks in the middle of the U-Net."""
         return next(depth for depth in reversed(self.depths) if depth)
+
+
+def check_clip_skip(structure: Structure, clip_skip: int) -> None:
+    """Raise ``BadInput`` unless so many layers of the text encoder can be left out; 1 leaves out none."""
+    first = structure.text[0]
+    if clip_skip > 1 and first.skipped:
+        raise BadInput(
+            f"clip skip is {clip_skip}, but {structure.title} has none (it reads its text encoders before "
+            "the last layer as it is): set it to 1"
+        )
+    if not 1 <= clip_skip <= first.layers:
+        raise BadInput(f"clip skip is {clip_skip}: it must be 1 to {first.layers}")
 
 
 _DEPTHS = tuple(int(level in ATTENTION_LEVELS) for level in range(LEVELS))

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from copier.checkpoint.shapes import VOCABULARY
-from copier.checkpoint.structure import TextStructure
+from copier.checkpoint.structure import TextStructure, check_clip_skip
 from copier.diffusion.model import DiffusionModel
 from copier.diffusion.tokenizer import POSITIONS
-from copier.errors import BadInput
 
 PROMPTS_PER_BATCH = 16
 _END_MARK = VOCABULARY - 1
@@ -91,7 +90,7 @@ def encode_tokens(model: DiffusionModel, tokens: torch.Tensor, *, clip_skip: int
     Raises:
         BadInput: clip skip is above the number of layers, or above 1 where the family has none.
     """
-    check_clip_skip(model, clip_skip)
+    check_clip_skip(model.structure, clip_skip)
     contexts: list[torch.Tensor] = []
     pooled = None
     for text, encoder in zip(model.structure.text, model.text_encoders, strict=True):
@@ -99,18 +98,6 @@ def encode_tokens(model: DiffusionModel, tokens: torch.Tensor, *, clip_skip: int
         contexts.append(context)
     context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=-1)
     return Conditions(context, pooled)
-
-
-def check_clip_skip(model: DiffusionModel, clip_skip: int) -> None:
-    """Raise ``BadInput`` unless the model can leave out so many layers of its text encoder."""
-    first = model.structure.text[0]
-    if clip_skip > 1 and first.skipped:
-        raise BadInput(
-            f"clip skip is {clip_skip}, but {model.structure.title} has none (it reads its text encoders "
-            "before the last layer as it is): set it to 1"
-        )
-    if not 1 <= clip_skip <= first.layers:
-        raise BadInput(f"clip skip is {clip_skip}: it must be 1 to {first.layers}")
 
 
 def _encoded(

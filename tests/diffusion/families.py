@@ -41,9 +41,15 @@ def tensors(family: Family, seed: int = 0) -> dict[str, torch.Tensor]:
     return {key: _weight(key, shape, noise) for key, shape in shapes(family).items()}
 
 
-def write_family(path: Path, family: Family, metadata: dict[str, str] | None = None) -> Path:
-    """A checkpoint file of about 15 million weights."""
-    write_tensors(path, tensors(family), metadata or {})
+def autoencoder_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    """An autoencoder alone, under the keys of a checkpoint."""
+    noise = torch.Generator().manual_seed(seed)
+    return {key: _weight(key, shape, noise) for key, shape in narrow.vae(VAE_WIDTHS).items()}
+
+
+def write_family(path: Path, family: Family, *, without: str = "nothing") -> Path:
+    """A checkpoint file of about 15 million weights, but for the keys that contain ``without``."""
+    write_tensors(path, {key: value for key, value in tensors(family).items() if without not in key})
     return path
 
 

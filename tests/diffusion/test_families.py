@@ -27,7 +27,6 @@ from copier.diffusion.sample import sample, starting_noise
 from copier.diffusion.tokenizer import write_tokenizer
 from copier.model_options import ModelOptions, Prediction, Switch
 
-FAMILIES = (Family.SD2, Family.SDXL)
 PROMPTS = ["a red star on a green field", "a cat"]
 SIZE = {"width": 64, "height": 128}
 GUIDANCE = 4.0
@@ -40,19 +39,14 @@ class Loaded:
 
     family: Family
     path: Path
-    tensors: dict[str, torch.Tensor]
     model: DiffusionModel
     theirs: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.value)
-def loaded(
-    request: pytest.FixtureRequest, families: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> Loaded:
-    family = request.param
-    path = families.write_family(tmp_path_factory.mktemp(family.value) / "model.safetensors", family)
-    tensors = families.tensors(family)
-    return Loaded(family, path, tensors, load_checkpoint(path), modules(family, tensors, families))
+@pytest.fixture(scope="module")
+def loaded(narrow: Any, families: ModuleType) -> Loaded:
+    family = narrow.model.family
+    return Loaded(family, narrow.path, narrow.model, modules(family, narrow.tensors, families))
 
 
 def modules(family: Family, tensors: dict[str, torch.Tensor], families: ModuleType) -> dict[str, Any]:

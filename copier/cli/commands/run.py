@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from copier.cli.model_options import add_model_options, model_options
 from copier.cli.parser import Commands, Parser, assignment, named_path, positive, seed
 from copier.cli.session import Answer, Session
 from copier.cli.text import number, stage_table, table
 from copier.errors import BadInput
-from copier.model_options import ModelOptions, Prediction, Switch
 
 if TYPE_CHECKING:
     from copier.app.service import Outcome
@@ -79,7 +79,7 @@ def register(commands: Commands) -> None:
     pair.add_argument(
         "--captions", type=Path, metavar="DIR", help="caption files, for recipes that read them"
     )
-    _add_model_options(parser)
+    add_model_options(parser)
     how = parser.add_argument_group("the run")
     how.add_argument(
         "--set",
@@ -105,26 +105,6 @@ def register(commands: Commands) -> None:
     _add_script_options(parser)
     how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
     how.add_argument("--dry-run", action="store_true", help="only show the stages, with keys and reasons")
-
-
-def _add_model_options(parser: Parser) -> None:
-    group = parser.add_argument_group("the checkpoint")
-    group.add_argument("--vae", type=Path, metavar="FILE", help="autoencoder in place of its own")
-    group.add_argument(
-        "--clip-skip", type=positive, default=1, metavar="N", help="as WebUIs count it; SD 1.x (default: 1)"
-    )
-    group.add_argument(
-        "--prediction",
-        choices=[one.value for one in Prediction],
-        default=Prediction.AUTO.value,
-        help="what the checkpoint predicts: noise (epsilon) or velocity (v); auto goes by the file",
-    )
-    group.add_argument(
-        "--zero-terminal-snr",
-        choices=[one.value for one in Switch],
-        default=Switch.AUTO.value,
-        help="whether its noise schedule ends at pure noise; auto goes by the file",
-    )
 
 
 def _add_script_options(parser: Parser) -> None:
@@ -238,12 +218,7 @@ def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
         device=arguments.device,
         threads=arguments.threads,
         captions=arguments.captions,
-        model=ModelOptions(
-            arguments.vae,
-            arguments.clip_skip,
-            Prediction(arguments.prediction),
-            Switch(arguments.zero_terminal_snr),
-        ),
+        model=model_options(arguments),
         scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every),
     )
 
