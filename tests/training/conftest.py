@@ -35,6 +35,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def families() -> ModuleType:
+    """SD 2.x and SDXL, narrow."""
+    return loaded(Path(__file__).parents[1] / "diffusion" / "families.py")
+
+
+@pytest.fixture(scope="session")
 def narrow() -> ModuleType:
     """Keys and shapes of every family."""
     return loaded(Path(__file__).parents[1] / "checkpoint" / "narrow_models.py")
