@@ -9,6 +9,7 @@ CopierError                 root; its message names the value, the limit and the
 ├── InstallFailed           they could not be installed (exit code 1)
 ├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
 │   └── OutOfMemory         its card's memory did not suffice; knows what to lower
+├── TaggingFailed           the tagger ended without tags for every picture (exit code 1)
 └── Cancelled               the user stopped it (exit code 130)
 """
 
@@ -68,6 +69,10 @@ class OutOfMemory(TrainingFailed):
     def __init__(self, message: str, settings: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.settings = list(settings)
+
+
+class TaggingFailed(CopierError):
+    """The tagger ended without tags for every picture."""
 
 
 class Cancelled(CopierError):

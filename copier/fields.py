@@ -147,6 +147,13 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "pictures": _structure("Pictures", "The set of pictures that is trained on.", 1),
         "base": _structure("Base LoRAs", "LoRAs merged into the checkpoint before training."),
         "start": _structure("Start from", "Stage whose LoRA training starts from, or nothing."),
+        "check_every": Field(
+            "Check every",
+            "End when the gate holds for what was saved; 0: train all steps; sd-scripts only.",
+            0,
+            1_000_000,
+            unit="steps",
+        ),
         "training": _structure("Training", "How it is trained."),
     },
     "GateStage": {

@@ -255,6 +255,7 @@ class TrainStage(Spec):
     base: tuple[BaseLora, ...] = ()
     start: str = ""
     training: TrainingSpec = TrainingSpec()
+    check_every: int = 0
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -427,10 +428,29 @@ class Recipe(Spec):
             )
         self._check_prompts()
         self._check_trainer()
+        for stage in self.trainings():
+            if stage.check_every:
+                self.gate_of(stage)
+
+    def gate_of(self, stage: TrainStage) -> GateStage:
+        """The gate by which a training ends early: on its LoRA, and on what it is trained on.
+
+        Raises:
+            BadInput: there is none.
+        """
+        wanted = (stage.name, stage.pictures, stage.base)
+        for one in self.stages if not self.original_of(stage.pictures) else ():
+            if isinstance(one, GateStage) and (one.lora, one.pictures, one.base) == wanted:
+                return one
+        raise BadInput(
+            f"the training {stage.name!r} is to end when a gate holds (check_every {stage.check_every}), but "
+            "the recipe has no gate for its LoRA on its originals: add one, or set check_every to 0"
+        )
 
     def _check_trainer(self) -> None:
         for stage in self.trainings() if self.trainer is Trainer.BUILTIN else ():
-            if names := stage.training.of_sd_scripts_only:
+            names = (*stage.training.of_sd_scripts_only, *(("check_every",) if stage.check_every else ()))
+            if names:
                 raise BadInput(
                     f"the training {stage.name!r} sets {', '.join(names)}, which the builtin trainer "
                     "does not have: leave it out, or train with sd-scripts (trainer=sd-scripts)"

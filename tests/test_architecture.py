@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: dict[str, tuple[str, ...]] = {
     "L0": (
         *("errors", "recipe", "fields", "codec", "presets", "model_options"),
-        *("request", "progress", "digest", "disk", "temporary", "writepoints", "version"),
+        *("request", "captioning", "progress", "digest", "disk", "temporary", "writepoints", "version"),
     ),
     "L1": ("checkpoint", "algebra", "images", "diffusion"),
     "L2": ("ops", "training"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from copier.disk import existing_parent
 from copier.errors import BadInput
 from copier.fields import check_text
 
@@ -29,6 +30,14 @@ def chosen_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_data_folder(data: Path) -> None:
+    """Raise ``BadInput`` unless the data folder is there, or can be made, and can be written."""
+    there = existing_parent(data)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "is write-protected" if there.is_dir() else "is a file"
+        raise BadInput(f"the data folder {data} cannot be used: {there} {why}; choose another with --data")
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:

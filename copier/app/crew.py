@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,8 @@ from copier.training.machine import Device, device_of
 from copier.training.protocol import TrainRequest, TrainResult
 from copier.training.scripts_folder import ScriptsFolder, find_sd_scripts
 from copier.training.scripts_trainer import ScriptsTrainer
-from copier.training.sd_scripts import SdScripts
+from copier.training.sd_scripts import SavedSeen, SdScripts
+from copier.training.tagger_packages import require_tagger
 
 _DISTRIBUTION = "sd-webui-copier"
 _SAMPLES = 4
@@ -35,6 +36,7 @@ class Kit:
     environment: TrainerEnvironment
     folder: ScriptsFolder
     device: Device
+    more_packages: tuple[Path, ...] = ()
 
     def scripts(self, settings: Settings, *, threads: int | None) -> SdScripts:
         """How its scripts are run."""
@@ -42,11 +44,22 @@ class Kit:
             self.environment.interpreter.path,
             self.folder.folder,
             overlay=self.environment.packages,
+            more_packages=self.more_packages,
             stand_in=self.environment.stand_in,
             accelerate=settings.accelerate,
             threads=threads,
             cpu=self.device.kind == "cpu",
         )
+
+
+def find_tagger_kit(settings: Settings) -> Kit:
+    """What runs the tagger of sd-scripts, on the processor.
+
+    Raises as ``find_kit``, also where the tagger's own packages are not there.
+    """
+    kit = find_kit(settings, device="cpu")
+    packages = require_tagger(settings.tagger, kit.environment.interpreter)
+    return replace(kit, more_packages=(packages,))
 
 
 def find_kit(settings: Settings, *, device: str) -> Kit:
@@ -65,7 +78,8 @@ def find_kit(settings: Settings, *, device: str) -> Kit:
 class Crew:
     """Starts the children at their first call; a context manager that ends them.
 
-    Never two with a checkpoint in memory at once: the worker that draws is ended before sd-scripts trains.
+    The worker that draws is ended before sd-scripts trains: two checkpoints in memory are one too many. Only
+    a training that checks the gate on its way (``check_every``) has it beside itself.
     """
 
     def __init__(self, settings: Settings, *, device: str, threads: int | None) -> None:
@@ -122,9 +136,15 @@ class Crew:
         return interpreter.path, require_environment(self._settings.trainer, interpreter).search_path
 
     def train(
-        self, run: RunRequest, request: TrainRequest, *, observer: Observer, cancel: CancelToken
+        self,
+        run: RunRequest,
+        request: TrainRequest,
+        *,
+        observer: Observer,
+        cancel: CancelToken,
+        on_saved: SavedSeen | None = None,
     ) -> TrainResult:
-        """Train a LoRA with the trainer of the run's recipe.
+        """Train a LoRA with the trainer of the run's recipe; ``on_saved`` is for sd-scripts.
 
         Raises:
             CopierError: as ``BuiltinWorker.train``, or ``find_kit`` and ``ScriptsTrainer.train``.
@@ -141,7 +161,7 @@ class Crew:
             options=run.scripts,
             samples=_samples(run.recipe),
         )
-        return trainer.train(request, observer=observer, cancel=cancel)
+        return trainer.train(request, observer=observer, cancel=cancel, on_saved=on_saved)
 
 
 def _samples(recipe: Recipe) -> tuple[tuple[str, int], ...]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from copier.app.checks import check_device
+from copier.app.checks import check_data_folder, check_device
 from copier.app.crew import Crew, find_kit
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
@@ -20,7 +19,6 @@ from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.structure import check_clip_skip
 from copier.checkpoint.whole import whole_checkpoint
 from copier.digest import DigestMemory
-from copier.disk import existing_parent
 from copier.errors import BadInput, BadPicture, NotInstalled
 from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, check_edit
@@ -251,12 +249,7 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, files: 
         BadInput: the message says which folder, why, and what to do; nothing is written.
     """
     results.check_folder(out, report=report)
-    there = existing_parent(settings.data)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        why = "is write-protected" if there.is_dir() else "is a file"
-        raise BadInput(
-            f"the data folder {settings.data} cannot be used: {there} {why}; choose another with --data"
-        )
+    check_data_folder(settings.data)
     check_room(out, "--out", files=files)
     check_room(settings.data, "--data", files=files)
 

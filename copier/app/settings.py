@@ -75,6 +75,16 @@ class Settings:
         return self.data / "trainer"
 
     @property
+    def tagger(self) -> Path:
+        """The tagger's packages, which complete the trainer's, a folder for each Python version."""
+        return self.data / "tagger" / "packages"
+
+    @property
+    def tagger_models(self) -> Path:
+        """Models of taggers, a folder each."""
+        return self.data / "tagger" / "models"
+
+    @property
     def logs(self) -> Path:
         """Logs of the worker child and of installations."""
         return self.data / "logs"

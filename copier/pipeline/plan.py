@@ -237,6 +237,10 @@ class _Builder:
         }
         if self.request.scripts.extra:
             numbers["extra"] = list(self.request.scripts.extra)
+        if stage.check_every:
+            gate = self.request.recipe.gate_of(stage)
+            needs["base_pictures"] = self._draw(f"{gate.name}.base", self._gate_draws(gate))
+            numbers["check"] = {"every": stage.check_every, "seeds": list(gate.seeds), **_limits(gate)}
         captions = caption_files(self.request, stage)
         if any(captions):
             numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
@@ -244,13 +248,9 @@ class _Builder:
 
     def _gate(self, stage: GateStage) -> None:
         original = self.request.recipe.original_of(stage.pictures)
-        common = _common_draws(stage, (1.0, stage.guidance), original or stage.pictures)
+        common = self._gate_draws(stage)
         drawn = self._draw(f"{stage.name}.pictures", common, loras=stage.merged)
-        limits = {
-            "median_limit": stage.median_limit,
-            "single_limit": stage.single_limit,
-            "share": stage.share,
-        }
+        limits = _limits(stage)
         needs = {"pictures": drawn, "set": stage.pictures}
         if original:
             needs |= {"a": original}
@@ -258,6 +258,10 @@ class _Builder:
         else:
             needs |= {"base": self._draw(f"{stage.name}.base", common)}
             self._put(stage.name, "gate", {**self.model, **limits}, needs, stage)
+
+    def _gate_draws(self, stage: GateStage) -> Draws:
+        original = self.request.recipe.original_of(stage.pictures)
+        return _common_draws(stage, (1.0, stage.guidance), original or stage.pictures)
 
     def _evaluate(self, stage: EvaluateStage) -> None:
         original = self.request.recipe.original_of(stage.pictures)
@@ -411,6 +415,14 @@ def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...],
         steps=stage.sampling_steps,
         like=like,
     )
+
+
+def _limits(stage: GateStage) -> dict[str, float]:
+    return {
+        "median_limit": stage.median_limit,
+        "single_limit": stage.single_limit,
+        "share": stage.share,
+    }
 
 
 def _edit_numbers(edit: Edit) -> dict[str, Any]:

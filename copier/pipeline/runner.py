@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from copier.pipeline import reasons, stages
+from copier.pipeline.context import Context, Train, Worker
 from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.store import Entry, StageStore
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded
@@ -69,8 +70,8 @@ def run(
     request: RunRequest,
     plan: Plan,
     store: StageStore,
-    worker: Callable[[], stages.Worker],
-    trainer: stages.Train,
+    worker: Callable[[], Worker],
+    trainer: Train,
     observer: Observer,
     cancel: CancelToken,
 ) -> FinishedRun:
@@ -97,9 +98,7 @@ def run(
         entry = state.entry
         if entry is None:
             folder = store.begin(stage.key)
-            context = stages.Context(
-                request, plan, stage, folder, done, worker, trainer, observer, cancel
-            )
+            context = Context(request, plan, stage, folder, done, worker, trainer, observer, cancel)
             entry = _make(context, store)
         seconds = 0.0 if reused else time.monotonic() - started
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
@@ -115,7 +114,7 @@ def _state(stage: PlannedStage, plan: Plan, store: StageStore, earlier: Sequence
     return StageState(stage, entry, reason)
 
 
-def _make(context: stages.Context, store: StageStore) -> Entry:
+def _make(context: Context, store: StageStore) -> Entry:
     stage = context.stage
     try:
         started = time.monotonic()

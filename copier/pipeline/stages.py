@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,17 +18,17 @@ from PIL import Image
 from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
-from copier.images.effects import Picture, apply_effect, to_array
+from copier.images.effects import apply_effect, to_array
 from copier.images.pairs import check_pair, check_size, read_mask, read_picture
 from copier.ops.combine import combine, difference
 from copier.ops.lora_file import read_lora
 from copier.ops.report import OperationReport
 from copier.ops.resize import resize
+from copier.pipeline.context import Context, draw_request, reconstruct
+from copier.pipeline.early_stop import EarlyStop
 from copier.pipeline.files import (
-    IDEAL,
     LORA,
     LOSSES,
-    load_set,
     mask_name,
     mask_paths,
     picture_name,
@@ -46,14 +45,11 @@ from copier.pipeline.measure import (
     strip_figures,
 )
 from copier.pipeline.plan import (
-    Plan,
-    PlannedStage,
     caption_places,
-    drawing_precision,
     original_side,
 )
 from copier.pipeline.store import Entry
-from copier.progress import CancelToken, Observer, ProgressEvent
+from copier.progress import ProgressEvent
 from copier.recipe import (
     CaptionPolicy,
     CombineStage,
@@ -66,71 +62,14 @@ from copier.recipe import (
     ResizeStage,
     TrainStage,
 )
-from copier.request import Edit, Generated, PictureFiles, RunRequest
+from copier.request import Edit, Generated, PictureFiles
 from copier.training.protocol import (
-    PicturesResult,
-    ReconstructRequest,
     SampleRequest,
     TrainRequest,
-    TrainResult,
 )
 from copier.writepoints import write_point
 
 Json = dict[str, Any]
-
-
-class Train(Protocol):
-    """Trains a LoRA: the builtin worker child, sd-scripts, or what stands for them."""
-
-    def __call__(self, request: TrainRequest, *, observer: Observer, cancel: CancelToken) -> TrainResult: ...
-
-
-class Worker(Protocol):
-    """Draws: the builtin worker child, or what stands for it."""
-
-    def sample(
-        self, request: SampleRequest, *, observer: Observer, cancel: CancelToken
-    ) -> PicturesResult: ...
-
-    def reconstruct(
-        self, request: ReconstructRequest, *, observer: Observer, cancel: CancelToken
-    ) -> PicturesResult: ...
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a stage may use. ``done`` holds the finished stages by name; ``worker`` starts on demand."""
-
-    request: RunRequest
-    plan: Plan
-    stage: PlannedStage
-    folder: Path
-    done: Mapping[str, Entry]
-    worker: Callable[[], Worker]
-    trainer: Train
-    observer: Observer
-    cancel: CancelToken
-
-    def needed(self, role: str) -> Entry:
-        """The finished stage that this one needs in that role."""
-        return self.done[self.stage.needs[role]]
-
-    def lora(self, role: str) -> Path:
-        """The LoRA file of the stage needed in that role."""
-        return self.needed(role).path(LORA)
-
-    @property
-    def masked(self) -> bool:
-        """Whether this set's pictures are kept with their masks."""
-        return bool(self.stage.ingredients.get("masks"))
-
-    def pictures(self, role: str) -> Picture:
-        """The set of pictures needed in that role, (n, height, width, 3) in [0, 1]."""
-        return load_set(self.needed(role))
-
-    def sample(self, request: SampleRequest) -> PicturesResult:
-        """Let the worker draw."""
-        return self.worker().sample(request, observer=self.observer, cancel=self.cancel)
 
 
 def original(context: Context) -> Json:
@@ -234,11 +173,13 @@ def train(context: Context) -> Json:
             masks=tuple(mask_paths(context.needed("set"))) if stage.training.masked_loss else (),
             base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
             start=context.lora("start") if stage.start else None,
+            save_every=stage.check_every,
             model=context.request.model,
             stage=context.stage.name,
         ),
         observer=context.observer,
         cancel=context.cancel,
+        on_saved=EarlyStop(context, context.request.recipe.gate_of(stage)) if stage.check_every else None,
     )
     write_point("losses-write")
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
@@ -263,25 +204,10 @@ def draw(context: Context) -> Json:
     """Draw prompts and seeds, once for each weight of a strip."""
     draws = context.plan.draws[context.stage.name]
     beneath = tuple((context.lora(f"lora{i}"), weight) for i, (_, weight) in enumerate(draws.loras))
-    with Image.open(picture_paths(context.done[draws.like])[0]) as like:
-        width, height = like.size
     for weight in draws.weights:
         strip = ((context.lora("strip"), weight),) if draws.strip else ()
         context.sample(
-            SampleRequest(
-                checkpoint=context.request.checkpoint,
-                prompts=draws.prompts,
-                seeds=draws.seeds,
-                out=context.folder / weight_folder(weight),
-                loras=(*beneath, *strip),
-                steps=draws.steps,
-                guidance=draws.guidance,
-                width=width,
-                height=height,
-                model=context.request.model,
-                precision=drawing_precision(context.request.recipe),
-                stage=context.stage.name,
-            )
+            draw_request(context, draws, context.folder / weight_folder(weight), (*beneath, *strip))
         )
     return {"pictures": len(draws.prompts) * len(draws.weights)}
 
@@ -290,7 +216,7 @@ def run_gate(context: Context) -> Json:
     """Measure the copier gate."""
     spec = context.stage.spec
     assert isinstance(spec, GateStage)
-    _reconstruct(context, list(context.pictures("set")))
+    reconstruct(context, list(context.pictures("set")))
     result = gate_result(context.done, context.stage, context.folder)
     return {
         "median": result.median,
@@ -305,7 +231,7 @@ def run_closeness(context: Context) -> Json:
     """Measure how near the second training comes to B."""
     spec = context.stage.spec
     assert isinstance(spec, GateStage)
-    _reconstruct(context, list(context.pictures("set")))
+    reconstruct(context, list(context.pictures("set")))
     result = closeness_result(context.done, context.stage, context.folder)
     return {
         "median": result.median,
@@ -373,7 +299,7 @@ def evaluate(context: Context) -> Json:
     edit = known_edit(context.request.edit_of(stage.spec.pictures))
     if edit is not None and has_ceiling(context.request, stage.spec):
         base = plain_pictures(context.needed("base"))
-        _reconstruct(context, [target(x, edit(x), CEILING_WEIGHT) for x in base])
+        reconstruct(context, [target(x, edit(x), CEILING_WEIGHT) for x in base])
     outcome: Json = {}
     for role in ("lora", "control"):
         if role in stage.needs:
@@ -390,28 +316,6 @@ def check_the_pairs(done: Mapping[str, Entry], original: str, changed: str) -> N
             check_pair(a, b)
             if np.array_equal(to_array(a), to_array(b)):
                 raise BadPicture("A and B are identical: there is nothing to learn; edit B")
-
-
-def _reconstruct(context: Context, pictures: list[Picture]) -> None:
-    """decode(encode(x)) of each picture into the stage's folder ``IDEAL``."""
-    inputs = context.folder / "inputs"
-    inputs.mkdir()
-    paths = tuple(inputs / f"{i:04d}.npy" for i in range(len(pictures)))
-    for path, picture in zip(paths, pictures, strict=True):
-        np.save(path, picture.astype(np.float32))
-    context.worker().reconstruct(
-        ReconstructRequest(
-            checkpoint=context.request.checkpoint,
-            pictures=paths,
-            out=context.folder / IDEAL,
-            model=context.request.model,
-            precision=drawing_precision(context.request.recipe),
-            stage=context.stage.name,
-        ),
-        observer=context.observer,
-        cancel=context.cancel,
-    )
-    shutil.rmtree(inputs)
 
 
 def _figures_json(figures: Any) -> Json:

@@ -9,6 +9,7 @@ embeddable Python of the WebUIs' Windows packages.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def contents_for(interpreter: Interpreter) -> Contents:
             f"the Python {interpreter.path} has no torch, which the trainer takes from there: name the "
             f"WebUI's Python ({NAME_PYTHON}), or install torch into this one"
         )
-    contents = Contents(_list("trainer", interpreter.minor), MODULES)
+    contents = Contents(pins_of("trainer", interpreter.minor), MODULES)
     return _with_cuda(contents, interpreter) if interpreter.cuda else contents
 
 
@@ -105,10 +106,10 @@ class Found:
 def find_overlay(root: Path, interpreter: Interpreter) -> Found:
     """What is there for that Python in ``root``, which holds the overlays; raises as ``contents_for``."""
     contents = contents_for(interpreter)
-    found = _found(root, interpreter, contents)
+    found = found_overlay(root, interpreter, contents)
     if found.state is not State.CURRENT and not interpreter.cuda:
         # One that was made when a device was to be seen serves as well.
-        other = _found(root, interpreter, _with_cuda(contents, interpreter))
+        other = found_overlay(root, interpreter, _with_cuda(contents, interpreter))
         return other if other.state is State.CURRENT else found
     return found
 
@@ -166,10 +167,33 @@ def install_environment(
         Cancelled: ``cancel`` was set; likewise.
     """
     found = find_overlay(root, interpreter)
+    return install_found(
+        root, interpreter, found, again=again, observer=observer, cancel=cancel, log_path=log_path
+    )
+
+
+def install_found(
+    root: Path,
+    interpreter: Interpreter,
+    found: Found,
+    *,
+    again: bool = False,
+    behind: Sequence[Path] = (),
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
+    log_path: Path | None = None,
+) -> bool:
+    """As ``install_environment``, for the overlay that was ``found``; ``behind`` as ``install_overlay``."""
     if found.state is State.CURRENT and not again:
         return False
     overlay = install_overlay(
-        root, interpreter, found.contents, observer=observer, cancel=cancel, log_path=log_path
+        root,
+        interpreter,
+        found.contents,
+        behind=behind,
+        observer=observer,
+        cancel=cancel,
+        log_path=log_path,
     )
     for other in overlays_of(root, interpreter):
         if other != overlay and not remove_folder(other.folder):
@@ -196,15 +220,17 @@ def remove_environments(root: Path) -> list[tuple[Overlay, int]]:
     return removed
 
 
-def _found(root: Path, interpreter: Interpreter, contents: Contents) -> Found:
+def found_overlay(root: Path, interpreter: Interpreter, contents: Contents) -> Found:
+    """What is there of these contents for that Python in ``root``."""
     overlay = overlay_for(root, interpreter, contents)
     return Found(overlay, contents, state_of(root, interpreter, contents))
 
 
 def _with_cuda(contents: Contents, interpreter: Interpreter) -> Contents:
-    pins = (*contents.pins, *_list("cuda", interpreter.minor))
+    pins = (*contents.pins, *pins_of("cuda", interpreter.minor))
     return Contents(pins, contents.modules, optional=("bitsandbytes",))
 
 
-def _list(name: str, minor: str) -> tuple[Pin, ...]:
+def pins_of(name: str, minor: str) -> tuple[Pin, ...]:
+    """The list ``name`` of packages for that version of Python, one of ``SUPPORTED``."""
     return read_pins((_DATA / f"{name}-{minor}.txt").read_text(encoding="utf-8"))

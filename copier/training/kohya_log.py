@@ -309,20 +309,22 @@ FAILURES: tuple[Failure, ...] = (
 )
 """Patterns of lines; of one line the first that fits counts."""
 
-_KILLED = (-9, 137)
+KILLED = (-9, 137)
 """SIGKILL, as Popen and as a shell tell it."""
 _CRASHED = (-11, 139, -7, 135, 0xC0000005)
 """A segmentation or bus error, and Windows' access violation."""
 
 
-def failure_in(lines: Sequence[str]) -> tuple[Failure, re.Match[str]] | None:
+def failure_in(
+    lines: Sequence[str], table: Sequence[Failure] = FAILURES
+) -> tuple[Failure, re.Match[str]] | None:
     """What the last line with a known pattern says, one that is not vague before others; None without any.
 
     The last, because libraries print tracebacks of what they can do without, and go on.
     """
     vague = None
     for line in reversed(lines):
-        for failure in FAILURES:
+        for failure in table:
             match = failure.pattern.search(line)
             if match and not failure.vague:
                 return failure, match
@@ -348,7 +350,7 @@ def explain(lines: Sequence[str], exit_code: int | None, training: TrainingSpec)
         settings = savings(training)
         text = failure.text.format(**match.groupdict(), lower=_lower(settings)) + last
         return OutOfMemory(text, settings) if failure.error is OutOfMemory else failure.error(text)
-    if exit_code in _KILLED:
+    if exit_code in KILLED:
         return TrainingFailed(
             "the system ended sd-scripts, probably because the main memory (RAM) did not suffice: close "
             f"other programs, or --set training.precision=fp16{last}"

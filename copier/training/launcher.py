@@ -165,9 +165,10 @@ def under_accelerate(arguments: argparse.Namespace) -> list[str]:
     """The arguments of ``accelerate launch`` that start this program again, once for each device."""
     command = ["--config_file", str(arguments.accelerate), os.path.realpath(__file__)]
     command += ["--sd-scripts", str(arguments.sd_scripts), "--script", arguments.script]
-    for name in ("overlay", "stand_in"):
-        if getattr(arguments, name):
-            command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    for folder in arguments.overlay:
+        command += ["--overlay", str(folder)]
+    if arguments.stand_in:
+        command += ["--stand-in", str(arguments.stand_in)]
     command += ["--parent", str(os.getpid())]
     if arguments.skip_init:
         command.append("--skip-init")
@@ -179,7 +180,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sd-scripts", type=Path, required=True, help="its folder")
     parser.add_argument("--script", required=True, help="a file in it, such as train_network.py")
-    parser.add_argument("--overlay", type=Path, help="a folder with the packages that it needs")
+    parser.add_argument(
+        "--overlay", type=Path, action="append", default=[], help="a folder with packages that it needs"
+    )
     parser.add_argument("--stand-in", type=Path, help="a folder with a package in place of torchvision")
     parser.add_argument("--parent", type=int, help="the process that this one must not outlive")
     parser.add_argument("--skip-init", action="store_true", help="of weights that a checkpoint overwrites")
@@ -197,7 +200,7 @@ def main() -> None:
     if arguments.parent:
         die_with_parent(arguments.parent)
     use_utf8()
-    first = (arguments.stand_in, arguments.overlay, arguments.sd_scripts)
+    first = (arguments.stand_in, *arguments.overlay, arguments.sd_scripts)
     sys.path[:] = search_path([str(folder.resolve()) for folder in first if folder], sys.path)
     sys.meta_path.insert(0, Mender(functools.partial(patch_for, skip_init=arguments.skip_init)))
     script = arguments.sd_scripts.resolve() / arguments.script

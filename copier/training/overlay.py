@@ -26,6 +26,8 @@ from copier.training.interpreter import Interpreter
 
 _FORMAT = 1
 """Counted up when overlays are laid out in another way: those that are there are stale then."""
+ROOM = 600 << 20
+"""Bytes that must be free for the trainer's: 430 MB of packages and 110 MB of wheels (Python 3.11, Linux)."""
 _DIGITS = 12
 _PIN = re.compile(r"([A-Za-z0-9][\w.-]*)==([\w.+!]+)\s*(?:;\s*(\S.*))?")
 _STAMP = "stamp.json"
@@ -52,17 +54,22 @@ class Contents:
         modules: must be importable from it.
         optional: modules that may fail: bitsandbytes knows only some builds of CUDA.
         for_training: whether torchvision and the tokenizers are seen to as well.
+        beside: the pins of the overlay that these packages complete, and do not work without.
+        room: bytes that must be free while they are installed.
     """
 
     pins: tuple[Pin, ...]
     modules: tuple[str, ...]
     optional: tuple[str, ...] = ()
     for_training: bool = True
+    beside: tuple[Pin, ...] = ()
+    room: int = ROOM
 
     @property
     def digest(self) -> str:
         """Of the lists and of the overlay's layout, in hex."""
-        return json_digest([_FORMAT, sorted(map(str, self.pins))])
+        beside = [sorted(map(str, self.beside))] if self.beside else []
+        return json_digest([_FORMAT, sorted(map(str, self.pins)), *beside])
 
 
 class State(enum.Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def check_overlay(
-    overlay: Overlay, interpreter: Interpreter, contents: Contents, *, cancel: CancelToken | None = None
+    overlay: Overlay,
+    interpreter: Interpreter,
+    contents: Contents,
+    *,
+    behind: Sequence[Path] = (),
+    cancel: CancelToken | None = None,
 ) -> Stamp:
     """What the overlay is worth, as a stamp: its modules imported, its tokenizers written and tried.
+
+    ``behind`` are folders of packages that come after it on the path.
 
     Raises:
         InstallFailed: a package is missing or one too many, or a module cannot be imported.
@@ -34,7 +42,7 @@ def check_overlay(
     if foreign := foreign_packages(overlay, contents):
         # Whatever pip did: a second torch before the host's would not fit its drivers, or its models.
         raise InstallFailed(f"the installation has {', '.join(foreign)}, which no list names: run it again")
-    answer = _asked(overlay, interpreter, contents, cancel)
+    answer = _asked(overlay, interpreter, contents, behind, cancel)
     if answer["failed"]:
         raise InstallFailed(
             f"the trainer's packages do not work with {interpreter.path} (torch "
@@ -53,11 +61,16 @@ def check_overlay(
 
 
 def _asked(
-    overlay: Overlay, interpreter: Interpreter, contents: Contents, cancel: CancelToken | None
+    overlay: Overlay,
+    interpreter: Interpreter,
+    contents: Contents,
+    behind: Sequence[Path],
+    cancel: CancelToken | None,
 ) -> dict[str, Any]:
     """The probe's answer."""
     job = {
         "packages": str(overlay.packages),
+        "behind": [str(folder) for folder in behind],
         "project": str(_PROJECT),
         "stand_in": str(STAND_IN),
         "tokenizers": str(overlay.tokenizers),

@@ -26,8 +26,6 @@ from copier.training.overlay import Contents, Overlay, overlay_for
 from copier.training.overlay_check import check_overlay
 from copier.training.process import Child, quoted
 
-ROOM = 600 << 20
-"""Bytes that must be free: 430 MB of packages and 110 MB of wheels (Python 3.11, Linux)."""
 ROOM_FOR_CUDA = 400 << 20
 _KEPT_LINES = 60
 _UNFINISHED = "install"
@@ -84,6 +82,7 @@ def install_overlay(
     interpreter: Interpreter,
     contents: Contents,
     *,
+    behind: Sequence[Path] = (),
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
     log_path: Path | None = None,
@@ -91,6 +90,7 @@ def install_overlay(
     """Install the contents for that Python into its folder in ``root``, in place of what is there.
 
     Args:
+        behind: folders of packages that it is used with.
         observer: gets the stages ``download``, ``unpack`` (packages, of how many) and ``check``.
         log_path: a file to which pip's errors are appended.
 
@@ -111,7 +111,7 @@ def install_overlay(
             made.packages.mkdir(parents=True)
             _run_pip(program, contents, made.packages, work, observer, cancel, log_path)
             observer(ProgressEvent("check", message="importing each of them"))
-            made.write_stamp(check_overlay(made, interpreter, contents, cancel=cancel))
+            made.write_stamp(check_overlay(made, interpreter, contents, behind=behind, cancel=cancel))
             if overlay.stamped() == before:  # else another installation was quicker, and it may be in use
                 _put_in_place(made, overlay)
     except OSError as error:
@@ -183,7 +183,7 @@ def _unfinished(root: Path) -> Iterator[Path]:
 
 
 def _check_room(root: Path, contents: Contents) -> None:
-    needed = ROOM + (ROOM_FOR_CUDA if contents.optional else 0)
+    needed = contents.room + (ROOM_FOR_CUDA if contents.optional else 0)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise InstallFailed(

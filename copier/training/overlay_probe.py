@@ -26,7 +26,7 @@ def looked_at(job: dict[str, Any]) -> dict[str, Any]:
     """The answer: versions, whether torchvision works, and what failed, by module, with the reason."""
     own = Path(__file__).resolve().parent
     others = [folder for folder in sys.path if Path(folder or ".").resolve() != own]
-    sys.path[:] = [job["packages"], job["project"], *others]
+    sys.path[:] = [job["packages"], *job.get("behind", ()), job["project"], *others]
     failed: dict[str, str] = {}
     stand_in = False
     if job["for_training"]:

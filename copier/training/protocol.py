@@ -33,6 +33,7 @@ class TrainRequest:
         masks: for each picture the file of its mask, in grey, or None: where the loss counts (sd-scripts).
         base: LoRA files and multipliers, merged into the checkpoint in memory, undone afterwards.
         start: a LoRA file to go on from.
+        save_every: a LoRA is saved on the way every so many steps; 0: never. sd-scripts only.
         metadata: written into the LoRA beside kohya's keys, which it overrides.
         save_precision: number format of the written LoRA.
         model: how the checkpoint is used.
@@ -47,6 +48,7 @@ class TrainRequest:
     masks: tuple[Path | None, ...] = ()
     base: tuple[tuple[Path, float], ...] = ()
     start: Path | None = None
+    save_every: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     save_precision: Precision = Precision.FP32
     model: ModelOptions = AS_IT_IS

@@ -55,7 +55,12 @@ class ScriptsTrainer:
         self._samples = tuple(samples)
 
     def train(
-        self, request: TrainRequest, *, observer: Observer = ignore, cancel: CancelToken | None = None
+        self,
+        request: TrainRequest,
+        *,
+        observer: Observer = ignore,
+        cancel: CancelToken | None = None,
+        on_saved: sd_scripts.SavedSeen | None = None,
     ) -> TrainResult:
         """Train a LoRA; its log and samples stay in the folder of ``request.output``.
 
@@ -75,7 +80,7 @@ class ScriptsTrainer:
         )
         options = sd_scripts.list_options(self._scripts, job.script.file) if job.extra else ()
         command = build_command(job, options)
-        losses = _Losses(guarded(observer), training.steps)
+        losses = _Losses(guarded(observer))
         try:
             done = sd_scripts.train(
                 sd_scripts.TrainingJob(
@@ -90,6 +95,7 @@ class ScriptsTrainer:
                 device=self._device,
                 observer=losses.observe,
                 cancel=cancel,
+                on_saved=on_saved,
             )
         except CopierError:
             self._keep_log(folder, request.stage, observer)
@@ -155,6 +161,7 @@ def script_job(
         velocity=known.velocity,
         zero_terminal_snr=known.zero_terminal_snr,
         save_precision=request.save_precision,
+        save_every=request.save_every,
         samples=prompts if sample_every else (),
         sample_every=sample_every,
         extra=extra,
@@ -185,9 +192,8 @@ def _picture_sets(
 class _Losses:
     """Keeps the loss of every step on its way to the observer."""
 
-    def __init__(self, observer: Observer, steps: int) -> None:
+    def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._steps = steps
         self._found: dict[int, float] = {}
 
     def observe(self, event: ProgressEvent) -> None:
@@ -199,7 +205,7 @@ class _Losses:
     def all(self) -> tuple[float, ...]:
         """One a step; a step whose loss was not shown has that of the step before."""
         losses: list[float] = []
-        for step in range(1, self._steps + 1):
+        for step in range(1, max(self._found, default=0) + 1):
             if step in self._found or losses:
                 losses.append(self._found.get(step, losses[-1] if losses else 0.0))
         return tuple(losses)

@@ -78,6 +78,7 @@ class SdScripts:
         python: the interpreter; it has torch.
         folder: sd-scripts' folder.
         overlay: the folder with its packages; None: ``python`` has them.
+        more_packages: folders with further ones, which come behind it on the path.
         stand_in: a folder with a package in place of a torchvision that cannot be imported.
         accelerate: a configuration file of accelerate, to train on several devices; None: plain Python.
         threads: of torch on the processor; None: one for each core that may be used.
@@ -90,6 +91,7 @@ class SdScripts:
     python: str
     folder: Path
     overlay: Path | None = None
+    more_packages: tuple[Path, ...] = ()
     stand_in: Path | None = None
     accelerate: Path | None = None
     threads: int | None = None
@@ -107,15 +109,16 @@ class SdScripts:
     def launch(self, script: str, *options: str, arguments: Sequence[str] = ()) -> list[str]:
         """The command line that runs a script of it with ``arguments``; ``options`` are the launcher's."""
         command = [self.python, launcher.__file__, "--sd-scripts", str(self.folder.absolute())]
-        for name, path in (("--overlay", self.overlay), ("--stand-in", self.stand_in)):
-            command += [name, str(path.absolute())] if path else []
+        for folder in (self.overlay, *self.more_packages):
+            command += ["--overlay", str(folder.absolute())] if folder else []
+        command += ["--stand-in", str(self.stand_in.absolute())] if self.stand_in else []
         command += ["--script", script]
         return [*command, *options, "--", *arguments]
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, *, online: bool = False) -> dict[str, str]:
         """The child's environment: ours, less what an ``accelerate launch`` of the host left in it.
 
-        And less the size of a terminal: tqdm would cut its bar to it.
+        And less the size of a terminal: tqdm would cut its bar to it. ``online``: it may download.
         """
         inherited = {
             name: value
@@ -123,6 +126,8 @@ class SdScripts:
             if name not in _NOT_INHERITED and not name.startswith("ACCELERATE_")
         }
         hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"} if self.cpu else {}
+        # What is missing is an error at once, not after a minute of attempts to reach the hub.
+        offline = "0" if online else "1"
         return {
             **inherited,
             **hidden,
@@ -130,9 +135,8 @@ class SdScripts:
             # Two threads on a busy machine of two cores took five times as long as one: never left to chance.
             "OMP_NUM_THREADS": str(self.threads or available_cores()),
             "TOKENIZERS_PARALLELISM": "false",
-            # What is missing is an error at once, not after a minute of attempts to reach the hub.
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
+            "HF_HUB_OFFLINE": offline,
+            "TRANSFORMERS_OFFLINE": offline,
         }
 
 

@@ -20,7 +20,7 @@ from copier.app.settings import Settings
 from copier.checkpoint.family import Family
 from copier.checkpoint.header import read_header
 from copier.checkpoint.targets import trained_names
-from copier.codec import load_recipe
+from copier.codec import load_recipe, recipe_from_json
 from copier.errors import BadInput, OutOfMemory, UnknownName
 from copier.model_options import ModelOptions, Prediction
 from copier.ops.lora_file import network_metadata, write_lora
@@ -146,6 +146,43 @@ def test_a_training_that_fails_keeps_its_log_and_offers_what_to_lower(
     assert any(str(kept) in event.message for event in events)
     stored = {entry.record.kind for entry in StageStore(folder / "data" / "stages").entries()}
     assert stored == {"original", "edited"}
+
+
+def test_a_training_ends_with_what_it_saved_as_soon_as_the_gate_holds(
+    request_: RunRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COPIER_FAKE", "slow")
+    data = json.loads((folder / "short.json").read_text())
+    data["trainer"] = "sd-scripts"
+    (copier, gate) = (stage for stage in data["stages"] if stage["name"] in ("copier", "gate"))
+    copier["check_every"], copier["training"]["steps"] = 1, 15
+    gate |= {"median_limit": 2.0, "single_limit": 2.0}
+    recipe = recipe_from_json(data)
+    events: list[ProgressEvent] = []
+    done = run(replace(request_, recipe=recipe), folder, events)
+    ended = next(one for one in done.runs[0].stages if one.stage.name == "copier")
+    assert ended.entry.record.outcome["steps"] < 15
+    assert any(event.message.startswith("gate after") for event in events if event.stage == "copier")
+    order = [stage.name for stage in done.runs[0].plan.stages]
+    assert order.index("gate.base") < order.index("copier"), "what the check measures by comes first"
+    monkeypatch.setenv("COPIER_FAKE", "")
+    unreached = json.loads(json.dumps(data))
+    unreached["stages"][1] |= {"median_limit": 0.0, "single_limit": 0.0}
+    whole = run(replace(request_, recipe=recipe_from_json(unreached)), folder)
+    ended = next(one for one in whole.runs[0].stages if one.stage.name == "copier")
+    assert ended.entry.record.outcome["steps"] == 15 and not ended.reused
+
+
+def test_a_check_without_a_gate_or_by_the_builtin_trainer_is_refused(folder: Path) -> None:
+    data = json.loads((folder / "short.json").read_text())
+    data["stages"][0]["check_every"] = 5
+    with pytest.raises(BadInput, match="check_every, which the builtin trainer does not have"):
+        recipe_from_json(data)
+    data["trainer"] = "sd-scripts"
+    recipe_from_json(data)
+    del data["stages"][1]
+    with pytest.raises(BadInput, match="no gate for its LoRA"):
+        recipe_from_json(data)
 
 
 def test_samples_on_the_way_stay_with_the_stage(request_: RunRequest, folder: Path) -> None:

@@ -21,7 +21,7 @@ from copier.codec import builtin_recipes, recipe_from_json
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    *("demo", "run", "recipes", "generate", "edit", "evaluate"),
+    *("demo", "run", "recipes", "generate", "edit", "evaluate", "caption"),
     *("difference", "combine", "resize", "merge", "extract", "inspect"),
     *("trainer install", "trainer status", "trainer remove"),
     *("cache list", "cache prune", "pocket install"),

@@ -12,7 +12,7 @@ import pytest
 
 from copier.errors import BadInput
 from copier.training.interpreter import Interpreter, ask_interpreter
-from copier.training.overlay import Contents, overlays
+from copier.training.overlay import Contents, Pin, overlays
 
 _spec = importlib.util.spec_from_file_location(
     "local_packages", Path(__file__).parents[1] / "training" / "local_packages.py"
@@ -20,6 +20,10 @@ _spec = importlib.util.spec_from_file_location(
 assert _spec and _spec.loader
 local = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(local)
+
+
+TAGGER = Contents((Pin("gamma", "3.0"),), ("gamma",), for_training=False, beside=local.CONTENTS.pins)
+"""Its one module needs one of the trainer's, which the Python itself has in another version."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,8 @@ def surroundings(folder: Path, python: Interpreter, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PIP_FIND_LINKS", str(local.write_wheels(folder / "wheels")))
     monkeypatch.setattr("copier.training.environment.contents_for", lambda interpreter: local.CONTENTS)
     monkeypatch.setattr("copier.training.environment._with_cuda", lambda contents, interpreter: contents)
+    local.write_wheel(folder / "wheels", "gamma", "3.0", "import alpha\nassert alpha.VERSION == '1.0'\n")
+    monkeypatch.setattr("copier.training.tagger_packages.tagger_contents", lambda interpreter: TAGGER)
     monkeypatch.setattr(
         "copier.app.trainer.ask_interpreter", lambda path: replace(ask_interpreter(path), pip="")
     )
@@ -79,6 +85,41 @@ def test_install_shows_progress_on_standard_error_and_does_nothing_twice(copier:
     second = copier("trainer", "install")
     assert "already current" in second.out and "download" not in second.err
     assert "download" in copier("trainer", "install", "--again").err
+
+
+def test_the_taggers_packages_come_on_request_into_a_folder_of_their_own(copier: Any, folder: Path) -> None:
+    copier("trainer", "install")
+    plain = copier("trainer", "status", "--json").json
+    assert plain["tagger"] == {
+        "state": "absent", "folder": plain["tagger"]["folder"], "bytes": 0, "model": None
+    }  # fmt: skip
+    assert copier("trainer", "install", "--tagger", "--json").json["installed"] is True
+    status = copier("trainer", "status", "--json").json
+    assert (status["tagger"]["state"], status["problems"]) == ("current", [])
+    assert Path(status["tagger"]["folder"]).parent == folder / "data" / "tagger" / "packages"
+    assert [one["folder"] for one in status["overlays"]] == [plain["folder"]]
+    assert copier("trainer", "install", "--tagger", "--json").json["installed"] is False
+    assert len(copier("trainer", "remove", "--json").json["removed"]) == 2
+    assert not list((folder / "data" / "tagger" / "packages").iterdir())
+
+
+@pytest.mark.parametrize("how", ["stale", "damaged"])
+def test_every_installation_repairs_the_taggers_packages(
+    copier: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    copier("trainer", "install", "--tagger")
+    first = Path(copier("trainer", "status", "--json").json["tagger"]["folder"])
+    if how == "damaged":
+        (first / "stamp.json").unlink()
+    else:
+        newer = replace(TAGGER, beside=(Pin("alpha", "1.1"),))
+        monkeypatch.setattr("copier.training.tagger_packages.tagger_contents", lambda interpreter: newer)
+    status = copier("trainer", "status", "--json").json
+    assert status["tagger"]["state"] == how and "install --tagger" in status["problems"][0]
+    assert copier("trainer", "install", "--json").json["installed"] is True
+    (only,) = overlays(folder / "data" / "tagger" / "packages")
+    assert (only.folder == first) is (how == "damaged")
+    assert copier("trainer", "status", "--json").json["tagger"]["state"] == "current"
 
 
 def test_remove_deletes_the_folder_and_says_how_much(copier: Any, folder: Path) -> None:

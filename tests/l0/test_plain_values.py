@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_l0_needs_nothing_but_the_standard_library():
     """In an interpreter without site-packages: nothing that is installed can be found."""
-    modules = ("errors", "recipe", "fields", "codec", "request", "progress", "digest", "writepoints")
+    modules = (
+        *("errors", "recipe", "fields", "codec", "request", "captioning", "progress", "digest"),
+        "writepoints",
+    )
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         + "\n".join(f"import copier.{name}" for name in modules)

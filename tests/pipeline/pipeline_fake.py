@@ -98,7 +98,9 @@ class FakeWorker:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(call + "\n")
 
-    def train(self, request: TrainRequest, *, observer: Observer, cancel: CancelToken) -> TrainResult:
+    def train(
+        self, request: TrainRequest, *, observer: Observer, cancel: CancelToken, on_saved: Any = None
+    ) -> TrainResult:
         self._called("train", request)
         losses = []
         for step in range(request.training.steps):

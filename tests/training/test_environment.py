@@ -44,6 +44,7 @@ from copier.training.overlay import (
 )
 from copier.training.overlay_check import STAND_IN, check_overlay
 from copier.training.overlay_probe import TOKENIZERS
+from copier.training.tagger_packages import install_tagger, require_tagger, tagger_contents
 
 ROOT = Path(__file__).parents[2]
 HOST = Interpreter(
@@ -117,9 +118,11 @@ def test_a_python_that_cannot_train_is_refused(changed: dict[str, str], words: s
             function(tmp_path, replace(HOST, **changed))
 
 
-def stamped(root: Path, interpreter: Interpreter, *, stand_in: bool = False) -> Overlay:
+def stamped(
+    root: Path, interpreter: Interpreter, *, stand_in: bool = False, contents: Contents | None = None
+) -> Overlay:
     """An overlay that looks installed."""
-    contents = contents_for(interpreter)
+    contents = contents or contents_for(interpreter)
     overlay = overlay_for(root, interpreter, contents)
     for pin in contents.pins:
         info = overlay.packages / f"{pin.name}-{pin.version}.dist-info"
@@ -169,6 +172,27 @@ def test_another_torch_means_another_check_and_only_one(
     assert checked == ["2.3.1+cu121"]
     stamp = overlay.stamp()
     assert stamp is not None and stamp.torch == "2.3.1+cu121"
+
+
+@pytest.mark.parametrize("minor", SUPPORTED)
+def test_the_tagger_completes_the_trainers_packages_and_repeats_none(minor: str) -> None:
+    host = replace(HOST, version=f"{minor}.1")
+    contents, trainer = tagger_contents(host), contents_for(host)
+    assert contents.beside == trainer.pins and {"onnx", "onnxruntime"} < {pin.name for pin in contents.pins}
+    assert not {normal(pin.name) for pin in contents.pins} & {normal(pin.name) for pin in trainer.pins}
+    assert tagger_contents(replace(host, cuda="12.1")) == contents
+    assert replace(contents, beside=contents.beside[1:]).digest != contents.digest
+
+
+def test_the_taggers_packages_are_required_for_the_tagger_alone(tmp_path: Path) -> None:
+    stamped(tmp_path / "trainer", HOST)
+    with pytest.raises(NotInstalled, match=r"tagger's packages are absent.*install --tagger"):
+        require_tagger(tmp_path / "tagger", HOST)
+    with pytest.raises(NotInstalled, match="trainer's own packages are absent"):
+        install_tagger(tmp_path / "tagger", HOST, trainer=tmp_path / "nothing")
+    overlay = stamped(tmp_path / "tagger", HOST, contents=tagger_contents(HOST))
+    assert require_tagger(tmp_path / "tagger", HOST) == overlay.packages
+    assert not install_tagger(tmp_path / "tagger", HOST, trainer=tmp_path / "trainer")
 
 
 def test_packages_with_bitsandbytes_serve_while_no_device_is_to_be_seen(tmp_path: Path) -> None:

@@ -91,6 +91,12 @@ def test_the_overlay_comes_first_and_the_scripts_folder_second(scripts: Path, ov
     assert str(LAUNCHER.parent) not in told["path"]
 
 
+def test_a_second_overlay_comes_behind_the_first(scripts: Path, overlay: Path, tmp_path: Path) -> None:
+    more = written(tmp_path / "more", library="WHO = 'more'", wrapped="WHO = 'more'")
+    told = answer("--overlay", overlay, "--overlay", more, "--sd-scripts", scripts, "--script", "toy.py")
+    assert told["path"][:3] == [str(overlay), str(more), str(scripts)]
+
+
 def test_a_stand_in_comes_before_both(scripts: Path, overlay: Path, tmp_path: Path) -> None:
     stand_in = written(tmp_path / "stand-in", wrapped="WHO = 'stand-in'")
     told = answer(
@@ -197,12 +203,14 @@ def test_accelerate_starts_the_launcher_again_with_everything(
     config = tmp_path / "my config.yaml"
     config.write_text(ACCELERATE, encoding="utf-8")
     given = ("--network_dim", "4", "--", "naïve 雪")
+    more = written(tmp_path / "more")
+    overlays = ("--overlay", overlay, "--overlay", more)
     told = answer(
-        *("--overlay", overlay, "--sd-scripts", scripts, "--script", "toy.py", "--accelerate", config),
+        *(*overlays, "--sd-scripts", scripts, "--script", "toy.py", "--accelerate", config),
         script_arguments=given,
     )
     assert told["argv"] == [str(scripts / "toy.py"), *given]
-    assert told["path"][:2] == [str(overlay), str(scripts)]
+    assert told["path"][:3] == [str(overlay), str(more), str(scripts)]
     assert told["second"] == ["Transformer"]
 
 

@@ -315,7 +315,7 @@ def test_a_module_that_may_fail_is_only_noted(python: Interpreter, root: Path, w
 def test_a_nearly_full_disk_is_said_before_anything_is_downloaded(
     python: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = overlay_install.ROOM - 1
+    free = CONTENTS.room - 1
     usage = type("Usage", (), {"free": free})
     monkeypatch.setattr(overlay_install.shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(overlay_install, "_run_pip", lambda *arguments: pytest.fail("pip was started"))

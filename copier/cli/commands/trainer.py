@@ -25,7 +25,8 @@ def register(commands: Commands) -> None:
         """
         sd-scripts trains real checkpoints. It needs other versions of many packages than a WebUI has, so they
         go into a folder of their own in the data directory, and the WebUI's Python environment stays as it
-        is; torch is taken from there. Removing them is deleting that folder.
+        is; torch is taken from there. Removing them is deleting that folder. The tagger of sd-scripts, which
+        `copier caption --tagger` runs, needs some more, in another folder.
         """,
     )
     parser = trainer.add(
@@ -44,11 +45,15 @@ def register(commands: Commands) -> None:
         (
             "install",
             "install --python ~/stable-diffusion-webui/venv/bin/python",
+            "install --tagger",
             "install --again --json",
         ),
         _install,
     )
     _add_python(parser)
+    parser.add_argument(
+        "--tagger", action="store_true", help="also what the tagger needs (35 MB more to download)"
+    )
     parser.add_argument("--again", action="store_true", help="install packages anew that are current")
     parser = trainer.add(
         "status",
@@ -66,8 +71,8 @@ def register(commands: Commands) -> None:
         "remove",
         "delete the trainer's packages",
         """
-        Delete the trainer's packages, for every Python, to get the room back. sd-scripts itself and finished
-        stages stay; 'trainer install' brings the packages back.
+        Delete the trainer's packages, and the tagger's, for every Python, to get the room back. sd-scripts
+        itself, the tagger's model and finished stages stay; 'trainer install' brings the packages back.
         """,
         ("remove",),
         _remove,
@@ -93,7 +98,11 @@ def _install(arguments: argparse.Namespace, session: Session) -> Answer:
     settings = _settings(arguments, session)
     session.kept = "nothing was installed, and what was there before is as it was"
     installed, said = install_trainer(
-        settings, again=arguments.again, observer=session.progress, cancel=session.stoppable()
+        settings,
+        tagger=arguments.tagger,
+        again=arguments.again,
+        observer=session.progress,
+        cancel=session.stoppable(),
     )
     if said:
         session.progress.line(said)
@@ -122,7 +131,7 @@ def _remove(arguments: argparse.Namespace, session: Session) -> Answer:
 
 
 def _json(status: TrainerStatus) -> dict[str, Any]:
-    scripts, interpreter = status.sd_scripts, status.interpreter
+    scripts, interpreter, tagger = status.sd_scripts, status.interpreter, status.tagger
     return {
         "ready": status.ready,
         "state": status.state.value if status.state else None,
@@ -136,6 +145,13 @@ def _json(status: TrainerStatus) -> dict[str, Any]:
             }
             for one in status.overlays
         ],
+        "tagger": tagger
+        and {
+            "state": tagger.state.value,
+            "folder": str(tagger.overlay.folder),
+            "bytes": tagger.size,
+            "model": str(tagger.model_folder) if tagger.model else None,
+        },
         "python": {
             "path": interpreter.path,
             "version": interpreter.version,
@@ -172,6 +188,10 @@ def _text(status: TrainerStatus) -> str:
         rows.append(("torchvision", "stood in for: there is none that works with this torch"))
     if status.eight_bit:
         rows.append(("8-bit", "8-bit optimisers work"))
+    if tagger := status.tagger:
+        there = f", {size(tagger.size)}, in {tagger.overlay.folder}" if tagger.size else ""
+        model = "and its model" if tagger.model else "without its model"
+        rows.append(("tagger", f"{tagger.state.value}{there}, {model}"))
     own = " (your own)" if scripts and scripts.own else ""
     rows.append(("sd-scripts", f"{scripts.version}, {scripts.folder}{own}" if scripts else "none"))
     return "\n".join([table(rows), *(f"note: {problem}" for problem in status.problems)])
