@@ -11,7 +11,7 @@ import numpy as np
 
 from copier.app.checks import check_device
 from copier.app.crew import Crew
-from copier.app.pictures import check_loras, usual_side
+from copier.app.pictures import check_loras, usual_precision, usual_side
 from copier.app.service import check_checkpoint, check_folders
 from copier.app.settings import Settings
 from copier.checkpoint.header import Header, read_header
@@ -144,6 +144,7 @@ class _Drawing:
                 width=side,
                 height=side,
                 model=self.request.model,
+                precision=usual_precision(self.header),
                 stage=name if lora is None else f"{name} at {weight:+g}",
             ),
             observer=self.observer,
@@ -162,7 +163,12 @@ class _Drawing:
         out = self.folder / "ideal"
         self.worker.reconstruct(
             ReconstructRequest(
-                self.request.checkpoint, tuple(paths), out, model=self.request.model, stage="ceiling"
+                self.request.checkpoint,
+                tuple(paths),
+                out,
+                model=self.request.model,
+                precision=usual_precision(self.header),
+                stage="ceiling",
             ),
             observer=self.observer,
             cancel=self.cancel,

@@ -27,6 +27,7 @@ from copier.pipeline.plan import SMALLEST_SIDE
 from copier.pipeline.results import prepare_folder, publish
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
+from copier.recipe import Precision
 from copier.temporary import replace_file
 from copier.training.protocol import SampleRequest
 
@@ -97,6 +98,12 @@ def usual_side(checkpoint: Header, options: ModelOptions = AS_IT_IS) -> int:
     return STRUCTURES[family].side
 
 
+def usual_precision(checkpoint: Header) -> Precision:
+    """The number format that pictures are drawn in where no recipe says one: half of it for SDXL's size."""
+    large = detect(checkpoint).family is Family.SDXL and usual_side(checkpoint) != SMALLEST_SIDE
+    return Precision.FP16 if large else Precision.FP32
+
+
 def check_loras(loras: Sequence[tuple[Path, float]], checkpoint: Header) -> None:
     """Raise ``BadInput`` unless every LoRA fits the checkpoint, at a weight that can be added."""
     check_weights(loras)
@@ -138,6 +145,7 @@ def draw(
                     height=request.height or side,
                     negative=request.negative,
                     model=request.model,
+                    precision=usual_precision(header),
                     stage="generate",
                 ),
                 observer=observer,

@@ -21,6 +21,7 @@ PIXELS_PER_BATCH = 2**20
 """Four pictures of 512 x 512, each of them twice where it is guided."""
 LARGEST_BATCH = 16
 NOISE = Parameterisation()
+"""The U-Net predicts noise, on the usual schedule."""
 
 
 def scheduler(predicts: Parameterisation = NOISE) -> DDIMScheduler:
