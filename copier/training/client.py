@@ -32,6 +32,13 @@ CANCEL_SECONDS = 20.0
 """Time that a request has to stop between two steps before the child is ended by force."""
 CLOSE_SECONDS = 5.0
 _PROJECT = Path(__file__).resolve().parents[2]
+_START = (
+    "import runpy, sys; folders = sys.argv.pop(1).split('|'); "
+    "sys.path[:] = folders + [one for one in sys.path if one and one not in folders]; "
+    "runpy.run_module('copier.training.worker', run_name='__main__', alter_sys=True)"
+)
+"""Starts the worker with folders first on its path. Embeddable Pythons ignore PYTHONPATH; and without the
+empty entry no module in the user's current folder hides one of ours."""
 
 
 class BuiltinWorker:
@@ -62,16 +69,16 @@ class BuiltinWorker:
             search_path: folders that come first on the child's path, such as an overlay.
         """
         self._threads = threads or available_cores()
-        self._command = [python, "-m", "copier.training.worker", "--device", device]
+        folders = "|".join(map(str, (*search_path, _PROJECT)))
+        self._command = [python, "-c", _START, folders, "--device", device]
         self._command += ["--threads", str(self._threads)]
         if tokenizer_folder:
             self._command += ["--tokenizer", str(tokenizer_folder)]
         self._log_path = log_path
-        self._search_path = tuple(search_path)
         self._child: Child | None = None
 
     def __enter__(self) -> BuiltinWorker:
-        environment = child_environment(self._threads, self._search_path)
+        environment = child_environment(self._threads)
         try:
             self._child = Child(self._command, environment=environment, log_path=self._log_path)
         except OSError as error:
@@ -184,17 +191,11 @@ class BuiltinWorker:
         return TrainingFailed(f"the worker {how}: {_remedy(child.exit_code, tail)}{quoted(tail)}")
 
 
-def child_environment(threads: int, search_path: Sequence[Path] = ()) -> dict[str, str]:
-    """This process' environment with the child's number of threads and module search path."""
-    paths = [*map(str, search_path), str(_PROJECT)]
-    if inherited := os.environ.get("PYTHONPATH"):
-        paths.append(inherited)
+def child_environment(threads: int) -> dict[str, str]:
+    """This process' environment with the child's number of threads."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
-        # From Python 3.11 on: no module in the user's current folder hides one of ours.
-        "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": str(threads),
         # A training step of a small network has thousands of short parallel regions: with threads
         # that sleep between them it took 0.60 s on two cores, with threads that spin 0.22 s.

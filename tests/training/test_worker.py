@@ -166,7 +166,7 @@ def test_the_child_dies_with_its_parent() -> None:
         "    time.sleep(60)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=child_environment(1)
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(client.__file__).parents[2]
     )
     assert parent.stdout
     child = int(parent.stdout.readline())
@@ -193,11 +193,21 @@ def test_term_ends_an_idle_child_cleanly() -> None:
     worker.close()
 
 
-def test_the_childs_environment_has_threads_and_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "inherited")
-    environment = child_environment(3, (Path("overlay"),))
+def test_the_childs_environment_has_the_threads() -> None:
+    environment = child_environment(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "active"
-    paths = environment["PYTHONPATH"].split(os.pathsep)
-    assert paths[0] == "overlay" and paths[-1] == "inherited"
-    assert Path(paths[1]) == Path(client.__file__).parents[2]
+
+
+def test_folders_come_first_on_the_childs_path_whatever_the_environment_and_the_current_folder_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embeddable Python ignores PYTHONPATH; -E has it do that here."""
+    overlay, here = tmp_path / "overlay 雪", tmp_path / "here"
+    for folder, word in ((overlay, "ours"), (here, "theirs")):
+        folder.mkdir()
+        (folder / "spam.py").write_text(f"word = {word!r}")
+    code = client._START.partition("runpy.run_module")[0] + "import spam; print(spam.word, sys.argv[1:])"
+    command = [sys.executable, "-E", "-c", code, f"{overlay}|{tmp_path}", "--device"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, check=True)
+    assert done.stdout.strip() == "ours ['--device']"
