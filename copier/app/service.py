@@ -26,6 +26,7 @@ from copier.images.pairs import (
     check_pair,
     check_same_names,
     check_size,
+    fitted,
     read_picture,
 )
 from copier.model_options import AS_IT_IS, ModelOptions
@@ -310,7 +311,7 @@ def _size_of_all(source: PictureFiles) -> tuple[int, int]:
     """The size of every picture: they are trained on together."""
     first = None
     for path in source.paths:
-        image = read_picture(path)
+        image = fitted(read_picture(path), source.fit)
         check_size(image, path.name)
         first = first or image.size
         if image.size != first:
@@ -337,12 +338,12 @@ def _check_pairs(a: Source, b: Source, size_a: tuple[int, int], size_b: tuple[in
     if isinstance(b, PictureFiles):
         check_same_names(a.paths, b.paths)
     for number, path in enumerate(a.paths):
-        first = read_picture(path)
+        first = fitted(read_picture(path), a.fit)
         if isinstance(b, Edit):
             second, remedy = apply_effect(first, b.name, b.parameters), "choose a stronger edit"
         else:
             assert isinstance(b, PictureFiles)
-            second, remedy = read_picture(b.paths[number]), "edit B"
+            second, remedy = fitted(read_picture(b.paths[number]), b.fit), "edit B"
         check_pair(first, second)
         if first.tobytes() == second.tobytes():
             which = "" if len(a.paths) == 1 else f" of {path.name}"

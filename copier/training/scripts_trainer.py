@@ -75,6 +75,7 @@ class ScriptsTrainer:
             folder / "work",
             self._environment.tokenizers,
             extra=self._options.extra,
+            save_every=request.save_every or self._options.save_every,
             sample_every=self._options.sample_every,
             samples=self._samples,
         )
@@ -130,6 +131,7 @@ def script_job(
     tokenizers: Path,
     *,
     extra: tuple[str, ...] = (),
+    save_every: int = 0,
     sample_every: int = 0,
     samples: Sequence[tuple[str, int]] = (),
 ) -> tuple[ScriptJob, tuple[PictureCopy, ...]]:
@@ -161,7 +163,7 @@ def script_job(
         velocity=known.velocity,
         zero_terminal_snr=known.zero_terminal_snr,
         save_precision=request.save_precision,
-        save_every=request.save_every,
+        save_every=save_every,
         samples=prompts if sample_every else (),
         sample_every=sample_every,
         extra=extra,

@@ -12,6 +12,7 @@ from copier.cli.parser import Commands, Parser, assignment, named_path, positive
 from copier.cli.session import Answer, Session
 from copier.cli.text import number, stage_table, table
 from copier.errors import BadInput
+from copier.request import Fit
 
 if TYPE_CHECKING:
     from copier.app.service import Outcome
@@ -77,6 +78,12 @@ def register(commands: Commands) -> None:
         help="LoRA file that the recipe starts from; may be repeated",
     )
     pair.add_argument(
+        "--fit",
+        choices=[one.value for one in Fit],
+        default=Fit.NONE.value,
+        help="crop or pad files whose sides are no multiples of 64; nothing is scaled (default: refuse them)",
+    )
+    pair.add_argument(
         "--captions", type=Path, metavar="DIR", help="caption files, for recipes that read them"
     )
     add_model_options(parser)
@@ -117,6 +124,9 @@ def _add_script_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--sample-every", type=positive, default=0, metavar="N", help="draw pictures every N training steps"
+    )
+    group.add_argument(
+        "--save-every", type=positive, default=0, metavar="N", help="save the LoRA every N steps as well"
     )
     group.add_argument(
         "--extra",
@@ -219,7 +229,7 @@ def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
         threads=arguments.threads,
         captions=arguments.captions,
         model=model_options(arguments),
-        scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every),
+        scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every, arguments.save_every),
     )
 
 
@@ -242,7 +252,8 @@ def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source
             raise BadInput(f"both --{name} and --pictures {name}=... are given: give one")
         if path is not None:
             paths[name] = path
-    pictures: dict[str, Source] = {name: PictureFiles.at(path) for name, path in paths.items()}
+    fit = Fit(arguments.fit)
+    pictures: dict[str, Source] = {name: PictureFiles.at(path, fit) for name, path in paths.items()}
     if arguments.a_prompt is not None:
         if "a" in paths:
             raise BadInput("both --a-prompt and --pictures a=... are given: give one")
