@@ -13,7 +13,7 @@ from PIL import Image
 from copier.checkpoint.family import detect
 from copier.checkpoint.header import read_header
 from copier.checkpoint.prediction import parameterisation
-from copier.errors import CopierError
+from copier.errors import Cancelled, CopierError
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
 from copier.recipe import Optimiser, TrainingSpec
 from copier.request import NOTHING_MORE, ScriptOptions
@@ -98,6 +98,8 @@ class ScriptsTrainer:
                 cancel=cancel,
                 on_saved=on_saved,
             )
+        except Cancelled:
+            raise
         except CopierError:
             self._keep_log(folder, request.stage, observer)
             raise
