@@ -14,5 +14,6 @@ def test_jobs_and_ports_are_light_to_import() -> None:
         "import json, sys; import copier.app.jobs, copier.app.ports, copier.app.names; "
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout) == []

@@ -15,7 +15,7 @@ from copier.codec import builtin_recipes, recipe_from_json, recipe_to_json
 from copier.errors import BadInput
 from copier.model_options import ModelOptions, Prediction, Switch
 from copier.recipe import FileStage
-from copier.request import Edit, Generated, PictureFiles, RunRequest, ScriptOptions
+from copier.request import Edit, Fit, Generated, PictureFiles, RunRequest, ScriptOptions
 
 QUICK = builtin_recipes()["copier-quick"]
 RECIPE = replace(QUICK, stages=(FileStage("look"), *QUICK.stages))
@@ -34,7 +34,10 @@ FULL = RunRequest(
 )
 FILES = replace(
     FULL,
-    pictures={name: PictureFiles((Path(f"/{name}/1.png"), Path(f"/{name}/2.png"))) for name in "ab"},
+    pictures={
+        "a": PictureFiles((Path("/a/1.png"), Path("/a/2.png")), Fit.CROP),
+        "b": PictureFiles((Path("/b/1.png"), Path("/b/2.png"))),
+    },
     model=ModelOptions(),
     threads=None,
     captions=None,
