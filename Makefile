@@ -5,6 +5,9 @@ VENV ?= .venv
 # Another build of PyTorch, for instance a CPU or CUDA wheel of your own: make demo TORCH=path/to.whl
 TORCH ?= -r requirements/torch.txt
 
+# Tests that run at a time.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 MIN := import sys; sys.exit(sys.version_info < (3, 10))
@@ -38,11 +41,13 @@ lint: $(STAMP_TEST) ## ruff on everything, mypy (strict) on layers 0 to 4
 	@$(PY) -m mypy
 
 pytest: $(STAMP_TEST) ## the test suite
-	@echo "== pytest"
-	@$(PY) -m pytest -q
+	@echo "== pytest: trainings that are measured, with all cores each"
+	@$(PY) -m pytest -q tests/method
+	@echo "== pytest: everything else, side by side"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore tests/method
 
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
-	@sh tests/host310/run.sh "$(PY)"
+	@JOBS=$(JOBS) sh tests/host310/run.sh "$(PY)"
 
 bench: $(STAMP_RUN) ## full-size files: seconds and memory beside cp, dense SVDs and sd-scripts, in docs/benchmarks.md
 	@$(PY) -m benchmarks

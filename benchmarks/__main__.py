@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import operations
 from benchmarks.document import document
-from benchmarks.files import checkpoint_shapes, write_random_checkpoint, write_random_lora
+from benchmarks.files import file_shapes, write_random_checkpoint, write_random_lora
 from benchmarks.measuring import PYTHON, ROOT
 from benchmarks.rows import Files, Row, Skipped
 
@@ -42,9 +42,9 @@ def make_files(folder: Path) -> Files:
     write_random_lora(files.minuend, seed=1, rank=64)
     write_random_lora(files.subtrahend, seed=2, rank=64)
     write_random_lora(files.locon, seed=3, rank=32, conv=True)
-    write_random_checkpoint(files.checkpoint, checkpoint_shapes(), seed=4, dtype=torch.float16)
+    write_random_checkpoint(files.checkpoint, file_shapes(), seed=4, dtype=torch.float16)
     if files.large is not None:
-        write_random_checkpoint(files.large, checkpoint_shapes(ema=True), seed=5, dtype=torch.float32)
+        write_random_checkpoint(files.large, file_shapes(ema=True), seed=5, dtype=torch.float32)
     return files
 
 

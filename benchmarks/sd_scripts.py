@@ -28,7 +28,7 @@ def checkout() -> tuple[Path | None, str]:
 def command(folder: Path, *tools: Tool, widths: Mapping[str, object] | None = None) -> tuple[str, ...]:
     """What runs ``tools`` of the checkout ``folder`` one after the other in one process.
 
-    ``widths``: those of a narrower Stable Diffusion 1.x, as the fields of ``checkpoint.shapes.Widths``.
+    ``widths``: those of a narrower Stable Diffusion 1.x, as the arguments of ``narrow``.
     """
     python = os.environ.get("COPIER_SD_SCRIPTS_PYTHON", sys.executable)
     job = {

@@ -39,7 +39,7 @@ def main() -> None:
 def narrow(unet: list[int], autoencoder: list[int], text: int, feed_forward: int) -> None:
     """Replace SD 1.5's widths, which are constants of its modules and literals in a call.
 
-    Heads are those of ``copier.diffusion.load``.
+    Heads are those of ``copier.diffusion.networks``.
     """
     model_util = importlib.import_module("library.model_util")
     original_unet = importlib.import_module("library.original_unet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
@@ -17,29 +18,38 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 DEVICES = ("auto", "cpu", "cuda")
 
 
+class Fit(str, Enum):
+    """What is done with pictures whose sides are no multiples of 64: nothing scales them."""
+
+    NONE = "none"
+    CROP = "crop"
+    PAD = "pad"
+
+
 @dataclass(frozen=True)
 class PictureFiles:
-    """Pictures that the user brings, in their order.
+    """Pictures that the user brings, in their order; cropped or padded as ``fit`` says.
 
     Raises on construction:
         BadInput: there is none.
     """
 
     paths: tuple[Path, ...]
+    fit: Fit = Fit.NONE
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise BadInput("a set of pictures is empty: give at least one file")
 
     @classmethod
-    def at(cls, path: Path) -> PictureFiles:
+    def at(cls, path: Path, fit: Fit = Fit.NONE) -> PictureFiles:
         """The file ``path``, or where it is a folder the PNG, JPEG and WebP files in it, by their names.
 
         Raises:
             BadInput: a folder without any, or with two of one name.
         """
         if not path.is_dir():
-            return cls((path,))
+            return cls((path,), fit)
         found = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file()]
         if not found:
             raise BadInput(f"the folder {path} holds no picture: put PNG, JPEG or WebP files into it")
@@ -47,7 +57,7 @@ class PictureFiles:
         twice = sorted({stem for stem in stems if stems.count(stem) > 1})
         if twice:
             raise BadInput(f"the folder {path} holds several pictures called {twice[0]!r}: leave one of them")
-        return cls(tuple(sorted(found, key=lambda file: file.stem)))
+        return cls(tuple(sorted(found, key=lambda file: file.stem)), fit)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class ScriptOptions:
     Attributes:
         extra: arguments of the user's own.
         sample_every: pictures are drawn every so many steps of a training; 0: never.
+        save_every: the LoRA is saved every so many steps, besides at the end; 0: never.
 
     Raises on construction:
         BadInput: a negative number of steps.
@@ -105,12 +116,12 @@ class ScriptOptions:
 
     extra: tuple[str, ...] = ()
     sample_every: int = 0
+    save_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.sample_every < 0:
-            raise BadInput(
-                f"samples are to be drawn every {self.sample_every} steps: give 1 or more, or 0 for never"
-            )
+        for name in ("sample_every", "save_every"):
+            if (steps := getattr(self, name)) < 0:
+                raise BadInput(f"{name} is {steps} steps: give 1 or more, or 0 for never")
 
 
 NOTHING_MORE = ScriptOptions()

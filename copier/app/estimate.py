@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from copier.app.service import check_runs, repetitions
 from copier.app.settings import Settings
 from copier.digest import DigestMemory
+from copier.images.pairs import fitted, read_picture
 from copier.pipeline.plan import PlannedStage, original_side, plan
 from copier.pipeline.store import Record, StageStore
 from copier.recipe import TrainStage
@@ -190,6 +189,5 @@ def _sizes(request: RunRequest) -> dict[str, Size]:
         elif isinstance(source, Generated):
             sizes[pictures.name] = (original_side(request.recipe, source),) * 2
         elif isinstance(source, PictureFiles):
-            with Image.open(source.paths[0]) as image:
-                sizes[pictures.name] = image.size
+            sizes[pictures.name] = fitted(read_picture(source.paths[0]), source.fit).size
     return sizes

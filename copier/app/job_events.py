@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -139,7 +140,7 @@ class Recorder:
                 label = f"{event.stage} {self._samples}"
             elif picture.parent.name[:1] in "+-" and (weight := float(picture.parent.name)):
                 label = f"{event.stage} {weight:+g}"
-            self._append("sample", event, path=str(picture), label=label)
+            self._append("sample", event, path=os.path.abspath(picture), label=label)
 
     def _kept(self, picture: Path) -> Path:
         """A copy that stays when the stage's folder is moved; where it fails, the picture itself."""
@@ -181,5 +182,5 @@ class Recorder:
 
 
 def _short(value: float | None) -> float | None:
-    """Six significant digits, for a person's eyes; NaN, which JSON lacks, is None."""
-    return None if value is None or value != value else float(f"{value:.6g}")
+    """Six significant digits, for a person's eyes; NaN and infinity, which JSON lacks, are None."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

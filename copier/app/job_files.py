@@ -68,9 +68,10 @@ class JobFiles:
         """All jobs in the order of submission; what cannot be read is left out."""
         if not self.root.is_dir():
             return []
-        names = [entry.name for entry in os.scandir(self.root) if not entry.name.startswith(".")]
+        names = [name for name in os.listdir(self.root) if not name.startswith(".")]
         found = [job for job in map(self.read, names) if job is not None]
-        self._known = {job.id: self._known[job.id] for job in found if job.id in self._known}
+        known = self._known  # other threads replace it, but take nothing out of it
+        self._known = {job.id: known[job.id] for job in found if job.id in known}
         return sorted(found, key=lambda job: (job.number, job.id))
 
     def read(self, id: str) -> Job | None:
@@ -128,7 +129,7 @@ class JobFiles:
         for job in self.every():
             if job.state is JobState.RUNNING:
                 self.change(job.id, interrupted)
-                remove_leftovers(job.folder / _JOB)
+            remove_leftovers(job.folder / _JOB)
         with self._changing():
             self._sweep()
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from copier.app.checks import check_device
 from copier.app.crew import Crew
-from copier.app.pictures import check_loras, usual_side
+from copier.app.pictures import check_loras, usual_precision, usual_side
 from copier.app.service import check_checkpoint, check_folders
 from copier.app.settings import Settings
 from copier.checkpoint.header import Header, read_header
@@ -21,6 +21,7 @@ from copier.evaluation.effect import change_strip, effect_strip, target
 from copier.evaluation.report import ReportFiles, write_report
 from copier.evaluation.report_data import Draw, ReportData, Result, Strip
 from copier.images.effects import Picture
+from copier.model_options import AS_IT_IS, ModelOptions
 from copier.pipeline.files import load_stack
 from copier.pipeline.measure import CEILING_WEIGHT, known_edit
 from copier.pipeline.plan import SMALLEST_SIDE, paired
@@ -55,6 +56,7 @@ class MeasureRequest:
     control: Path | None = None
     device: str = "auto"
     threads: int | None = None
+    model: ModelOptions = AS_IT_IS
 
 
 def suggested_spec(lora: Path, checkpoint: Path) -> EvaluateStage:
@@ -90,7 +92,7 @@ def measure(
         BadInput and its kin: before anything is drawn or written.
         TrainingFailed, Cancelled: nothing was written.
     """
-    header = check_checkpoint(request.checkpoint)
+    header = check_checkpoint(request.checkpoint, options=request.model)
     loras = [request.lora] + ([request.control] if request.control else [])
     check_loras([(path, 1.0) for path in loras], header)
     edit = known_edit(request.edit)
@@ -127,7 +129,7 @@ class _Drawing:
     cancel: CancelToken | None
 
     def stack(self, name: str, lora: Path | None, weight: float) -> Picture:
-        spec, side = self.request.spec, usual_side(self.header)
+        spec, side = self.request.spec, usual_side(self.header, self.request.model)
         pairs = paired(spec.prompts, spec.seeds)
         out = self.folder / f"{name}{weight:+g}"
         self.worker.sample(
@@ -141,6 +143,8 @@ class _Drawing:
                 guidance=spec.guidance,
                 width=side,
                 height=side,
+                model=self.request.model,
+                precision=usual_precision(self.header),
                 stage=name if lora is None else f"{name} at {weight:+g}",
             ),
             observer=self.observer,
@@ -158,7 +162,14 @@ class _Drawing:
             np.save(paths[-1], picture.astype(np.float32))
         out = self.folder / "ideal"
         self.worker.reconstruct(
-            ReconstructRequest(self.request.checkpoint, tuple(paths), out, stage="ceiling"),
+            ReconstructRequest(
+                self.request.checkpoint,
+                tuple(paths),
+                out,
+                model=self.request.model,
+                precision=usual_precision(self.header),
+                stage="ceiling",
+            ),
             observer=self.observer,
             cancel=self.cancel,
         )

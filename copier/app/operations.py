@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from copier.app.checks import check_tensors_output, chosen_device
 from copier.codec import RECIPE_KEY, recipe_from_text, recipe_to_json
+from copier.digest import file_digest
 from copier.errors import CopierError
 from copier.ops import combine as combining
 from copier.ops import extract as extracting
@@ -46,12 +47,12 @@ merge = _served(merging.merge)
 extract = _served(extracting.extract)
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """``copier.ops.inspect.inspect``, and ``recipe``: the one that the file carries, or None.
+def inspect(path: Path, digest: Callable[[Path], str] = file_digest) -> dict[str, Any]:
+    """``copier.ops.inspect.inspect`` with ``sha256``, and ``recipe``: the one that the file carries, or None.
 
-    ``recipe_problem`` says why a recipe in the file cannot be read, or is "".
+    ``recipe_problem`` says why a recipe in the file cannot be read, or is "". ``digest`` may remember.
     """
-    found = inspecting.inspect(path)
+    found = {**inspecting.inspect(path), "sha256": digest(path)}
     text = found["metadata"].get(RECIPE_KEY)
     recipe, problem = None, ""
     if text is not None:

@@ -14,24 +14,29 @@ from copier.app.checks import check_device, check_output
 from copier.app.crew import Crew
 from copier.app.service import check_checkpoint, check_folders, check_lora
 from copier.app.settings import Settings
+from copier.checkpoint.family import Family, detect
 from copier.checkpoint.header import Header
+from copier.checkpoint.prediction import parameterisation
+from copier.checkpoint.structure import STRUCTURES
 from copier.errors import BadInput
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number
 from copier.images.effects import apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
+from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.report import check_weights, refuse_own_input
 from copier.pipeline.plan import SMALLEST_SIDE
 from copier.pipeline.results import prepare_folder, publish
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
+from copier.recipe import Precision
 from copier.temporary import replace_file
 from copier.training.protocol import SampleRequest
 
-USUAL_SIDE = 512
-"""What SD 1.x was trained at, in pixels."""
+SD2_VELOCITY_SIDE = 768
+"""What SD 2.x for velocity was trained at, in pixels."""
 MOST_PICTURES = 10_000
 _USUAL_WIDTH = 320
-"""Channels of SD 1.x's first convolution; a narrower network is a small model, for small pictures."""
+"""Channels of every family's first convolution; a narrower network is a small model, for small pictures."""
 _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -51,6 +56,7 @@ class DrawRequest:
     height: int = 0
     device: str = "auto"
     threads: int | None = None
+    model: ModelOptions = AS_IT_IS
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -79,10 +85,24 @@ class Drawn:
     seed: int
 
 
-def usual_side(checkpoint: Header) -> int:
-    """Side of the pictures that the checkpoint is used to, in pixels."""
+def usual_side(checkpoint: Header, options: ModelOptions = AS_IT_IS) -> int:
+    """Side of the pictures that the checkpoint is used to, in pixels.
+
+    Of SD 2.x those that predict velocity were trained on larger pictures (Stability AI's model cards).
+    """
     first = checkpoint.tensors.get(_FIRST_CONVOLUTION)
-    return SMALLEST_SIDE if first is not None and first.shape[0] < _USUAL_WIDTH else USUAL_SIDE
+    if first is not None and first.shape[0] < _USUAL_WIDTH:
+        return SMALLEST_SIDE
+    family = detect(checkpoint).family
+    if family is Family.SD2 and parameterisation(checkpoint, options).velocity:
+        return SD2_VELOCITY_SIDE
+    return STRUCTURES[family].side
+
+
+def usual_precision(checkpoint: Header) -> Precision:
+    """The number format that pictures are drawn in where no recipe says one: half of it for SDXL's size."""
+    large = detect(checkpoint).family is Family.SDXL and usual_side(checkpoint) != SMALLEST_SIDE
+    return Precision.FP16 if large else Precision.FP32
 
 
 def check_loras(loras: Sequence[tuple[Path, float]], checkpoint: Header) -> None:
@@ -108,11 +128,11 @@ def draw(
         BadInput and its kin: before anything is drawn or written.
         TrainingFailed, Cancelled: nothing was written.
     """
-    header = check_checkpoint(request.checkpoint)
+    header = check_checkpoint(request.checkpoint, options=request.model)
     check_loras(request.loras, header)
     check_device(request.device)
     check_folders(request.out, settings, report=False)
-    side = usual_side(header)
+    side = usual_side(header, request.model)
     pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     with StageStore(settings.stages).scratch("generate") as folder:
         with contextlib.ExitStack() as stack:
@@ -130,6 +150,8 @@ def draw(
                     width=request.width or side,
                     height=request.height or side,
                     negative=request.negative,
+                    model=request.model,
+                    precision=usual_precision(header),
                     stage="generate",
                 ),
                 observer=observer,

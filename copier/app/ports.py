@@ -22,6 +22,7 @@ from copier.fields import (
     check_number,
     check_text,
 )
+from copier.model_options import AS_IT_IS, ModelOptions
 from copier.progress import CancelToken, Observer
 
 MOST_DRAWN = 16
@@ -96,6 +97,7 @@ class GenerateRequest:
         guidance: CFG scale.
         loras: files and weights.
         checkpoint: None: the host's current one.
+        model: an autoencoder of its own, clip skip and the like, where the host can.
 
     Raises on construction:
         BadInput: a number is out of bounds, or a prompt that no file can hold.
@@ -112,6 +114,7 @@ class GenerateRequest:
     guidance: float = 7.0
     loras: tuple[tuple[Path, float], ...] = ()
     checkpoint: Path | None = None
+    model: ModelOptions = AS_IT_IS
 
     def __post_init__(self) -> None:
         check_text("the prompt", self.prompt)

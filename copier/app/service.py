@@ -12,20 +12,24 @@ from copier.app.checks import check_data_folder, check_device
 from copier.app.crew import Crew, find_kit
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
-from copier.checkpoint.family import Family, Kind, detect
+from copier.checkpoint.autoencoder_file import autoencoder_keys
+from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
-from copier.checkpoint.shapes import sd1_problem
+from copier.checkpoint.structure import check_clip_skip
+from copier.checkpoint.whole import whole_checkpoint
 from copier.digest import DigestMemory
-from copier.errors import BadCheckpoint, BadInput, BadPicture, NotInstalled
+from copier.errors import BadInput, BadPicture, NotInstalled
 from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, check_edit
 from copier.images.pairs import (
     check_pair,
     check_same_names,
     check_size,
+    fitted,
     read_picture,
 )
+from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.lora_file import read_lora
 from copier.ops.lora_reader import LoraReader
 from copier.pipeline import results
@@ -78,7 +82,7 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
         BadCheckpoint, BadPicture, BadInput: the checkpoint, the pictures, the recipe, the device or
             a folder cannot be used; the message names the value, the limit and the remedy.
     """
-    checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer)
+    checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer, options=request.model)
     check_device(request.device)
     _check_trainer(request, settings, checkpoint)
     sets = _check_pictures(request)
@@ -196,9 +200,6 @@ def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:
 
 def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) -> None:
     """Refuse what the recipe's trainer cannot do, and sd-scripts that is not installed."""
-    vae = request.model.vae
-    if vae is not None:
-        read_header(vae)
     if request.recipe.trainer is Trainer.BUILTIN:
         if request.scripts != NOTHING_MORE:
             raise BadInput(
@@ -217,35 +218,23 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
         check_extra(request.scripts.extra, options, script=script)
 
 
-def check_checkpoint(path: Path, trainer: Trainer = Trainer.BUILTIN) -> Header:
-    """The header of the checkpoint at ``path``, which ``trainer`` can use, and the worker can draw with.
+def check_checkpoint(
+    path: Path, trainer: Trainer | None = None, *, options: ModelOptions = AS_IT_IS
+) -> Header:
+    """The header of the checkpoint at ``path``, which ``trainer`` can train, and the worker can draw with.
 
     Raises:
-        BadInput, BadCheckpoint: there is none, it is something else, or of another family.
+        BadInput, BadCheckpoint: there is none, it is something else, or of another family; or ``options``
+            do not go with it, or name a file that is no autoencoder.
     """
     if not path.is_file():
         raise BadInput(f"there is no checkpoint {path}: give the path of a .safetensors file")
     if trainer is Trainer.SD_SCRIPTS:
         trainable_checkpoint(path)
     header = read_header(path)
-    identity = detect(header)
-    if identity.kind is Kind.LORA:
-        raise BadCheckpoint(f"{path.name} is a LoRA, not a checkpoint: give the checkpoint it is for")
-    if identity.kind is not Kind.CHECKPOINT:
-        raise BadCheckpoint(
-            f"{path.name} has {len(header.tensors)} tensors, but not those of a checkpoint: give an "
-            "SD 1.x checkpoint as one .safetensors file"
-        )
-    if identity.family is not Family.SD1 or identity.layout != "ldm":
-        layout = "" if identity.layout == "ldm" else f" in the layout {identity.layout!r}"
-        raise BadCheckpoint(
-            f"{path.name} is a checkpoint of the family {identity.family.value}{layout}: the builtin "
-            "trainer knows SD 1.x in one file; use such a checkpoint"
-        )
-    if missing := identity.details.get("vae"):
-        raise BadCheckpoint(f"{path.name} has no autoencoder ({missing}): use a whole checkpoint")
-    if problem := sd1_problem(header):
-        raise BadCheckpoint(f"{path.name} {problem}: give a whole Stable Diffusion 1.x checkpoint")
+    check_clip_skip(whole_checkpoint(header, path.name).structure, options.clip_skip)
+    if options.vae is not None:
+        autoencoder_keys(read_header(options.vae), options.vae.name)
     return header
 
 
@@ -336,7 +325,7 @@ def _size_of_all(source: PictureFiles) -> tuple[int, int]:
     """The size of every picture: they are trained on together."""
     first = None
     for path in source.paths:
-        image = read_picture(path)
+        image = fitted(read_picture(path), source.fit)
         check_size(image, path.name)
         first = first or image.size
         if image.size != first:
@@ -363,12 +352,12 @@ def _check_pairs(a: Source, b: Source, size_a: tuple[int, int], size_b: tuple[in
     if isinstance(b, PictureFiles):
         check_same_names(a.paths, b.paths)
     for number, path in enumerate(a.paths):
-        first = read_picture(path)
+        first = fitted(read_picture(path), a.fit)
         if isinstance(b, Edit):
             second, remedy = apply_effect(first, b.name, b.parameters), "choose a stronger edit"
         else:
             assert isinstance(b, PictureFiles)
-            second, remedy = read_picture(b.paths[number]), "edit B"
+            second, remedy = fitted(read_picture(b.paths[number]), b.fit), "edit B"
         check_pair(first, second)
         if first.tobytes() == second.tobytes():
             which = "" if len(a.paths) == 1 else f" of {path.name}"

@@ -14,12 +14,13 @@ from copier.checkpoint.family import Family
 from copier.checkpoint.rows import Rows, thirds
 
 _OPEN_CLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
-_OPEN_CLIP_PARTS = {
+OPEN_CLIP_PARTS = {
     "attn.in_proj_weight": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attn.out_proj.weight": ("self_attn.out_proj",),
     "mlp.c_fc.weight": ("mlp.fc1",),
     "mlp.c_proj.weight": ("mlp.fc2",),
 }
+"""OpenCLIP's key of a weight inside a layer -> transformers' modules that it holds, from the top down."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def text_parts(encoder: TextEncoder, key: str, shape: Sequence[int]) -> list[tup
         short = path.startswith(("encoder.layers.", "embeddings."))
         return [(f"text_model.{path}" if short else path, None)] if parameter == "weight" else []
     match = _OPEN_CLIP_LAYER.fullmatch(key)
-    if match is None or match[2] not in _OPEN_CLIP_PARTS:
+    if match is None or match[2] not in OPEN_CLIP_PARTS:
         return []
-    parts = _OPEN_CLIP_PARTS[match[2]]
+    parts = OPEN_CLIP_PARTS[match[2]]
     paths = [f"text_model.encoder.layers.{match[1]}.{part}" for part in parts]
     rows = thirds(shape[0]) if len(parts) == 3 else (None,)
     return list(zip(paths, rows, strict=False))

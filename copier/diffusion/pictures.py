@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from copier.diffusion.load import LATENT_SCALE, LATENT_STRIDE, DiffusionModel
+from copier.diffusion.model import DiffusionModel
 from copier.errors import BadPicture
 from copier.progress import CancelToken
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
+LATENT_STRIDE = 8
+"""Pixels along one side of a latent (KL-f8)."""
 PIXELS_PER_BATCH = 2**19
 """Two pictures of 512 x 512: the autoencoder's widest maps are then 0.5 GB in float32."""
 
@@ -50,13 +52,13 @@ def encode_pictures(
         raise BadPicture(f"the pictures have the shape {stack.shape}: expected is (n, h, w, 3)")
     count, height, width, _ = stack.shape
     check_size(width, height)
-    latents = []
+    scale, latents = model.structure.latent_scale, []
     for batch in _batches(count, height, width):
         if cancel:
             cancel.check()
         x = torch.from_numpy(np.ascontiguousarray(stack[batch].transpose(0, 3, 1, 2)))
-        x = (x * 2.0 - 1.0).to(model.device, model.dtype)
-        latents.append(model.vae.encode(x).latent_dist.mean.float() * LATENT_SCALE)
+        x = (x * 2.0 - 1.0).to(model.device, model.vae.dtype)
+        latents.append(model.vae.encode(x).latent_dist.mean.float() * scale)
     return torch.cat(latents) if latents else torch.empty(0, 4, height // 8, width // 8)
 
 
@@ -70,7 +72,7 @@ def decode_latents(
     for batch in _batches(count, height * LATENT_STRIDE, width * LATENT_STRIDE):
         if cancel:
             cancel.check()
-        z = (latents[batch] / LATENT_SCALE).to(model.device, model.dtype)
+        z = (latents[batch] / model.structure.latent_scale).to(model.device, model.vae.dtype)
         x = model.vae.decode(z).sample.float().cpu()
         pictures.append(((x + 1.0) / 2.0).clamp(0.0, 1.0).permute(0, 2, 3, 1).numpy())
     if not pictures:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import DDIMScheduler
 
-from copier.diffusion.load import LATENT_CHANNELS, LATENT_STRIDE, DiffusionModel
-from copier.diffusion.pictures import Array, check_size, decode_latents
-from copier.diffusion.prompts import encode_prompts
+from copier.checkpoint.prediction import Parameterisation
+from copier.checkpoint.shapes import LATENT_CHANNELS
+from copier.diffusion.model import DiffusionModel
+from copier.diffusion.pictures import LATENT_STRIDE, Array, check_size, decode_latents
+from copier.diffusion.prompts import Conditions, encode_guided, joined
 from copier.diffusion.schedule import FIRST_BETA, LAST_BETA, TIMESTEPS
 from copier.errors import BadInput
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
@@ -18,10 +20,17 @@ from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignor
 PIXELS_PER_BATCH = 2**20
 """Four pictures of 512 x 512, each of them twice where it is guided."""
 LARGEST_BATCH = 16
+NOISE = Parameterisation()
+"""The U-Net predicts noise, on the usual schedule."""
 
 
-def scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
-    """diffusers' DDIM with SD 1.x's settings; eta 0 is its default."""
+def scheduler(predicts: Parameterisation = NOISE) -> DDIMScheduler:
+    """diffusers' DDIM with the settings of the families, which are SD 1.x's; eta 0 is its default.
+
+    With zero terminal SNR the first step must be the last timestep, where there is no signal: the spacing is
+    "trailing" then (Lin et al. 2023, arXiv 2305.08891).
+    """
+    rescaled = predicts.zero_terminal_snr
     return DDIMScheduler(
         num_train_timesteps=TIMESTEPS,
         beta_start=FIRST_BETA,
@@ -30,7 +39,9 @@ def scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type=prediction_type,
+        prediction_type="v_prediction" if predicts.velocity else "epsilon",
+        rescale_betas_zero_snr=rescaled,
+        timestep_spacing="trailing" if rescaled else "leading",
     )
 
 
@@ -78,13 +89,13 @@ def sample(
     _check(prompts, seeds, steps, size)
     batches = [slice(first, first + size) for first in range(0, len(prompts), size)]
     step_done = _counter(stage, len(batches) * steps, guarded(observer))
-    contexts = encode_prompts(model, [*prompts, negative], clip_skip=clip_skip)
+    conditions, unconditional = encode_guided(model, prompts, negative, clip_skip=clip_skip)
     latents = [
         _denoise(
             model,
             starting_noise(seeds[batch], width, height),
-            contexts[:-1][batch],
-            contexts[-1],
+            conditions.rows(batch),
+            unconditional,
             scales[batch],
             steps=steps,
             step_done=step_done,
@@ -135,8 +146,8 @@ def _check(prompts: Sequence[str], seeds: Sequence[int], steps: int, batch_size:
 def _denoise(
     model: DiffusionModel,
     latents: torch.Tensor,
-    context: torch.Tensor,
-    negative: torch.Tensor,
+    conditions: Conditions,
+    unconditional: Conditions,
     guidance: torch.Tensor,
     *,
     steps: int,
@@ -145,21 +156,24 @@ def _denoise(
 ) -> torch.Tensor:
     """The latents after all steps; only the guided ones pass through the U-Net a second time.
 
-    Args: latents (n, 4, h, w); context (n, 77, width); negative (77, width); guidance (n,).
+    Args: latents (n, 4, h, w); n conditions and one for the unconditional half; guidance (n,).
     """
-    ddim = scheduler(model.prediction_type)
+    ddim = scheduler(model.predicts)
     ddim.set_timesteps(steps)
     count = len(latents)
     guided = (guidance != 1.0).nonzero().flatten().to(model.device)
     scale = guidance.to(model.device)[guided].view(-1, 1, 1, 1)
     latents = latents.to(model.device)
     if len(guided):
-        context = torch.cat([context, negative.expand(len(guided), -1, -1)])
+        conditions = joined([conditions, unconditional.repeated(len(guided))])
+    added = conditions.added(latents.shape[-1] * LATENT_STRIDE, latents.shape[-2] * LATENT_STRIDE)
     for timestep in ddim.timesteps:
         if cancel:
             cancel.check()
         both = torch.cat([latents, latents[guided]])
-        output = model.unet(both.to(model.dtype), timestep, context).sample.float()
+        output = model.unet(
+            both.to(model.dtype), timestep, conditions.context, added_cond_kwargs=added
+        ).sample.float()
         predicted, free = output[:count], output[count:]
         # free + scale * (predicted - free), for the guided ones in place.
         predicted[guided] = torch.lerp(free, predicted[guided], scale)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x's noise schedule and the loss weights that follow from it, as pure functions.
+"""The noise schedule of Stable Diffusion 1.x, 2.x and SDXL, and loss weights, as pure functions.
 
 ``alpha_bar`` is the product of (1 - beta) up to a timestep: a noised latent is
 sqrt(alpha_bar) * latent + sqrt(1 - alpha_bar) * noise.
@@ -24,6 +24,16 @@ def alphas_cumprod(
     """
     betas = torch.linspace(first_beta**0.5, last_beta**0.5, timesteps, dtype=torch.float32) ** 2
     return torch.cumprod(1.0 - betas, dim=0)
+
+
+def rescaled(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """The schedule stretched so that it ends at pure noise: alpha_bar is 0 at the last timestep.
+
+    Its root is shifted and scaled; the first value stays (Lin et al. 2023, arXiv 2305.08891, algorithm 1).
+    """
+    root = alpha_bar.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))).square()
 
 
 def signal_to_noise(alpha_bar: torch.Tensor) -> torch.Tensor:

@@ -209,6 +209,7 @@ class StandaloneHost:
                     height=request.height,
                     device=self._device,
                     threads=self._threads,
+                    model=request.model,
                 ),
                 self._settings,
                 observer=observer,

@@ -22,6 +22,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from copier.errors import BadPicture
 from copier.images.effects import Picture, to_array
+from copier.request import Fit
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,24 @@ def cropped_and_padded(size: tuple[int, int]) -> tuple[tuple[int, int] | None, t
     return (crop if min(crop) else None), pad
 
 
+def fitted(image: Image.Image, fit: Fit) -> Image.Image:
+    """``image`` with sides that are multiples of 64: its middle, or with as much white on all sides.
+
+    Unchanged where they are, where ``fit`` is none, and where there is not enough to crop. A picture of mode
+    L, a mask, is padded with black, which counts for nothing.
+    """
+    crop, pad = cropped_and_padded(image.size)
+    size = {Fit.NONE: None, Fit.CROP: crop, Fit.PAD: pad}[fit]
+    if size is None or size == image.size:
+        return image
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    if fit is Fit.CROP:
+        return image.crop((left, top, left + size[0], top + size[1]))
+    ground = Image.new(image.mode, size, 0 if image.mode == "L" else _WHITE)
+    ground.paste(image, (-left, -top))
+    return ground
+
+
 def check_size(image: Image.Image, name: str = "the picture") -> None:
     """Raise ``BadPicture`` unless both sides of ``image`` are multiples of 64, at least 64.
 
@@ -201,10 +220,10 @@ def check_size(image: Image.Image, name: str = "the picture") -> None:
     crop, pad = cropped_and_padded(image.size)
     if crop == image.size:
         return
-    offer = f"crop it to {crop[0]} x {crop[1]} or pad it" if crop else "pad it"
+    offer = f"crop it to {crop[0]} x {crop[1]} (--fit crop) or pad it" if crop else "pad it"
     raise BadPicture(
         f"{name} is {image.width} x {image.height} px: both sides must be multiples of {SIDE_MULTIPLE}, at "
-        f"least {SIDE_MULTIPLE}; {offer} to {pad[0]} x {pad[1]}, both pictures of a pair alike"
+        f"least {SIDE_MULTIPLE}; {offer} to {pad[0]} x {pad[1]} (--fit pad), both pictures of a pair alike"
     )
 
 

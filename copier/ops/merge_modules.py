@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from copier.algebra.lora import LoraWeights
 from copier.algebra.merging import Change, merged
 from copier.checkpoint.fit import misfit_message, shape_problem
-from copier.checkpoint.names import kohya_modules
 from copier.errors import BadInput
+
+WeightOf = Callable[[str], nn.Parameter | None]
 
 
 class MergedModules:
@@ -37,27 +39,22 @@ class MergedModules:
     def undo(self) -> None:
         """Restore the weights; harmless when repeated."""
         with torch.no_grad():
-            for parameter, original in self._originals:
+            for parameter, original in reversed(self._originals):
                 parameter.copy_(original)
         self._originals = []
 
 
-def merge_into_modules(
-    unet: nn.Module | None,
-    text_encoder: nn.Module | None,
-    lora: LoraWeights,
-    weight: float = 1.0,
-) -> MergedModules:
-    """Add weight * delta to the weights of diffusers' U-Net and transformers' text encoder, in place.
+def merge_into_modules(weight_of: WeightOf, lora: LoraWeights, weight: float = 1.0) -> MergedModules:
+    """Add weight * delta to the weights of a model in memory, in place.
 
-    Each weight is computed in float32 and cast once to its own dtype, exactly as ``merge`` computes
-    it in a file. Modules that peft has wrapped are changed below the wrapper.
+    ``weight_of`` gives the weight that a LoRA calls by a name, or None. Each weight is computed in float32
+    and cast once to its own dtype, exactly as ``merge`` computes it in a file.
 
     Raises:
-        BadInput: modules of the LoRA that match nothing in the models given, or differ in shape
+        BadInput: modules of the LoRA that match nothing in the model, or differ in shape
             (all are named), or values that a weight's dtype cannot hold; nothing is changed then.
     """
-    pairs = _targets(unet, text_encoder, lora)
+    pairs = _targets(weight_of, lora)
     changed: list[tuple[nn.Parameter, torch.Tensor]] = []
     undoable = MergedModules(changed)
     try:
@@ -73,14 +70,11 @@ def merge_into_modules(
     return undoable
 
 
-def _targets(
-    unet: nn.Module | None, text_encoder: nn.Module | None, lora: LoraWeights
-) -> dict[str, nn.Parameter]:
+def _targets(weight_of: WeightOf, lora: LoraWeights) -> dict[str, nn.Parameter]:
     pairs: dict[str, nn.Parameter] = {}
     problems = []
     for name, delta in lora.items():
-        model = text_encoder if name.startswith("lora_te_") else unet
-        parameter = _weight_of(model, name)
+        parameter = weight_of(name)
         if parameter is None:
             problems.append(f"{name}: the model has no such module")
         elif problem := shape_problem(tuple(delta.up.shape), tuple(delta.down.shape), tuple(parameter.shape)):
@@ -90,15 +84,3 @@ def _targets(
     if problems:
         raise BadInput(misfit_message(problems))
     return pairs
-
-
-def _weight_of(model: nn.Module | None, name: str) -> nn.Parameter | None:
-    known = kohya_modules().get(name)
-    if model is None or known is None:
-        return None
-    try:
-        module = model.get_submodule(known.diffusers)
-    except AttributeError:
-        return None
-    weight = getattr(getattr(module, "base_layer", module), "weight", None)
-    return weight if isinstance(weight, nn.Parameter) else None

@@ -33,7 +33,7 @@ from copier.recipe import (
     TrainingSpec,
     TrainStage,
 )
-from copier.request import Edit, Generated, PictureFiles, RunRequest
+from copier.request import Edit, Fit, Generated, PictureFiles, RunRequest
 
 VERSIONS = {
     "original": 2,
@@ -185,7 +185,9 @@ class _Builder:
         kind = "edited" if spec.of else "original"
         masks = {"masks": True} if _masked(self.request, spec) else {}
         if isinstance(source, PictureFiles):
-            self._put(spec.name, kind, {"files": [self.digest(path) for path in source.paths], **masks})
+            fit = {} if source.fit is Fit.NONE else {"fit": source.fit.value}
+            files = [self.digest(path) for path in source.paths]
+            self._put(spec.name, kind, {"files": files, **fit, **masks})
         elif isinstance(source, Edit):
             self._put(spec.name, kind, {**_edit_numbers(source), **masks}, {"a": spec.of})
         else:

@@ -19,7 +19,7 @@ from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import apply_effect, to_array
-from copier.images.pairs import check_pair, check_size, read_mask, read_picture
+from copier.images.pairs import check_pair, check_size, fitted, read_mask, read_picture
 from copier.ops.combine import combine, difference
 from copier.ops.lora_file import read_lora
 from copier.ops.report import OperationReport
@@ -76,7 +76,7 @@ def original(context: Context) -> Json:
     """Draw the original from its prompt, or take over the user's pictures."""
     a = context.request.pictures[context.stage.name]
     if isinstance(a, PictureFiles):
-        return _take_over(context, a.paths)
+        return _take_over(context, a)
     assert isinstance(a, Generated)
     side = original_side(context.request.recipe, a)
     drawn = context.sample(
@@ -103,7 +103,7 @@ def edited(context: Context) -> Json:
     """Apply the edit to the originals, or take over the user's changed pictures."""
     b = context.request.pictures[context.stage.name]
     if isinstance(b, PictureFiles):
-        return _take_over(context, b.paths)
+        return _take_over(context, b)
     assert isinstance(b, Edit)
     images = []
     for path in picture_paths(context.needed("a")):
@@ -123,12 +123,13 @@ def _masks(context: Context, role: str) -> list[Path | None]:
     return mask_paths(context.needed(role)) if context.masked else []
 
 
-def _take_over(context: Context, paths: Sequence[Path]) -> Json:
+def _take_over(context: Context, files: PictureFiles) -> Json:
     images, masks = [], []
-    for path in paths:
-        images.append(read_picture(path))
+    for path in files.paths:
+        images.append(fitted(read_picture(path), files.fit))
         check_size(images[-1], path.name)
-        masks.append(read_mask(path) if context.masked else None)
+        mask = read_mask(path) if context.masked else None
+        masks.append(mask and fitted(mask, files.fit))
     return _save(context, images, masks)
 
 

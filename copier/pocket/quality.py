@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copier.diffusion.load import DiffusionModel, load_checkpoint
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
 from copier.diffusion.pictures import reconstruct
 from copier.diffusion.sample import sample
 from copier.images.effects import EFFECTS, Picture

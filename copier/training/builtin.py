@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from copier.diffusion import schedule
-from copier.diffusion.load import DiffusionModel
-from copier.diffusion.pictures import Array, encode_pictures
-from copier.diffusion.prompts import encode_prompts, encode_tokens, tokenize
+from copier.diffusion.model import DiffusionModel
+from copier.diffusion.pictures import LATENT_STRIDE, Array, encode_pictures
+from copier.diffusion.prompts import Conditions, encode_prompts, encode_tokens, joined, tokenize
 from copier.errors import BadInput, TrainingFailed
 from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge_modules import merge_into_modules
@@ -98,17 +98,10 @@ def train(
     with contextlib.ExitStack() as stack:
         for path, multiplier in job.base:
             weights = read_lora(path).weights
-            stack.enter_context(
-                merge_into_modules(model.unet, model.text_encoder, weights, multiplier)
-            )
+            stack.enter_context(merge_into_modules(model.weight_of, weights, multiplier))
         latents = encode_pictures(model, pictures, cancel=cancel)
         lora = stack.enter_context(
-            LoraModules(
-                model.unet,
-                model.text_encoder if spec.text_encoder else None,
-                spec,
-                random_stream(spec.seed, "start"),
-            )
+            LoraModules(model, spec, random_stream(spec.seed, "start"))
         )
         if start is not None:
             lora.start_from(start)
@@ -124,6 +117,7 @@ def train(
         trained,
         name=job.output.stem,
         checkpoint=model.path.name,
+        family=model.family,
         velocity=model.velocity,
         side=(width, height),
         extra=job.metadata or {},
@@ -139,40 +133,41 @@ def random_stream(seed: int, name: str) -> torch.Generator:
 
 
 class Contexts:
-    """What cross attention reads for each caption: encoded once, or anew at each step if ``live``."""
+    """What the U-Net reads of each caption: encoded once, or anew at each step if ``live``."""
 
     def __init__(
         self, model: DiffusionModel, captions: CaptionSource, *, live: bool, clip_skip: int
     ) -> None:
         self._model, self._live, self._clip_skip = model, live, clip_skip
-        self._cache: dict[str, torch.Tensor] = {}
+        self._cache: dict[str, Conditions] = {}
         if not live:
             self._remember(captions.all())
 
-    def of(self, captions: Sequence[str]) -> torch.Tensor:
-        """(n, 77, width) for n captions; differentiable if ``live``."""
+    def of(self, captions: Sequence[str]) -> Conditions:
+        """Those of n captions; differentiable if ``live``."""
         if self._live:
             distinct = list(dict.fromkeys(captions))
             tokens = tokenize(self._model.tokenizer, distinct).to(self._model.device)
-            encoded = encode_tokens(self._model.text_encoder, tokens, clip_skip=self._clip_skip)
-            return encoded[[distinct.index(caption) for caption in captions]]
+            encoded = encode_tokens(self._model, tokens, clip_skip=self._clip_skip)
+            return encoded.rows([distinct.index(caption) for caption in captions])
         self._remember(captions)
-        return torch.stack([self._cache[caption] for caption in captions])
+        return joined([self._cache[caption] for caption in captions])
 
     def _remember(self, captions: Sequence[str]) -> None:
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
         if not new:
             return
-        rows = encode_prompts(self._model, new, clip_skip=self._clip_skip)
-        if (len(self._cache) + len(new)) * rows[0].nbytes > CONTEXT_CACHE_BYTES:
+        encoded = encode_prompts(self._model, new, clip_skip=self._clip_skip)
+        rows = [encoded.rows([number]) for number in range(len(new))]
+        if (len(self._cache) + len(new)) * rows[0].context.nbytes > CONTEXT_CACHE_BYTES:
             # Shuffled tags never end: start over, but for what this step needs.
             self._cache = {c: self._cache[c] for c in captions if c in self._cache}
         self._cache.update(zip(new, rows, strict=True))
 
 
-def loss_weights(spec: TrainingSpec, *, velocity: bool) -> torch.Tensor:
-    """The weight of every timestep, (1000,), float32."""
-    snr = schedule.signal_to_noise(schedule.alphas_cumprod())
+def loss_weights(spec: TrainingSpec, alpha_bar: torch.Tensor, *, velocity: bool) -> torch.Tensor:
+    """The weight of every timestep, (1000,), float32; ``alpha_bar`` is the noise schedule."""
+    snr = schedule.signal_to_noise(alpha_bar)
     if spec.loss_weighting is LossWeighting.MIN_SNR:
         return schedule.min_snr_weights(snr, spec.min_snr_gamma, velocity=velocity)
     if spec.loss_weighting is LossWeighting.DEBIASED:
@@ -268,8 +263,11 @@ def _run(
     optimiser = build_optimiser(spec, parameters)
     scale = _LossScale(model.dtype)
     draws = _Draws(spec, latents)
-    alpha_bar = schedule.alphas_cumprod().to(model.device)
-    weights = loss_weights(spec, velocity=model.velocity).to(model.device)
+    alpha_bar = schedule.alphas_cumprod()
+    if model.predicts.zero_terminal_snr:
+        alpha_bar = schedule.rescaled(alpha_bar)
+    weights = loss_weights(spec, alpha_bar, velocity=model.velocity).to(model.device)
+    alpha_bar = alpha_bar.to(model.device)
     latents = latents.to(model.device)
     losses: list[float] = []
     started = time.monotonic()
@@ -277,9 +275,9 @@ def _run(
         cancel.check()
         batch = draws.pictures()
         timesteps = draws.timesteps().to(model.device)
-        context = contexts.of([captions.draw(picture) for picture in batch])
+        conditions = contexts.of([captions.draw(picture) for picture in batch])
         loss = _loss(
-            model, latents[batch], draws.noise().to(model.device), timesteps, context,
+            model, latents[batch], draws.noise().to(model.device), timesteps, conditions,
             alpha_bar=alpha_bar, weights=weights,
         )  # fmt: skip
         losses.append(_finite(float(loss.detach()), step, spec))
@@ -300,7 +298,7 @@ def _loss(
     latents: torch.Tensor,
     noise: torch.Tensor,
     timesteps: torch.Tensor,
-    context: torch.Tensor,
+    conditions: Conditions,
     *,
     alpha_bar: torch.Tensor,
     weights: torch.Tensor,
@@ -309,8 +307,13 @@ def _loss(
     alpha = alpha_bar[timesteps]
     noised = schedule.add_noise(latents, noise, alpha)
     target = schedule.velocity_target(latents, noise, alpha) if model.velocity else noise
+    height, width = (LATENT_STRIDE * side for side in latents.shape[2:])
     output = model.unet(
-        noised.to(model.dtype), timesteps, context.to(model.dtype), return_dict=False
+        noised.to(model.dtype),
+        timesteps,
+        conditions.context.to(model.dtype),
+        added_cond_kwargs=conditions.added(width, height),
+        return_dict=False,
     )[0]
     errors = (output.float() - target).square().mean(dim=(1, 2, 3))
     weighted: torch.Tensor = weights[timesteps] * errors
@@ -329,18 +332,18 @@ def _finite(loss: float, step: int, spec: TrainingSpec) -> float:
 @contextlib.contextmanager
 def _checkpointing(model: DiffusionModel, *, text_encoder: bool) -> Iterator[None]:
     """Gradient checkpointing, which both libraries do in training mode only (there is no dropout)."""
-    modules: list[Any] = [model.unet]
+    encoders = model.text_encoders if text_encoder else ()
+    modules: list[Any] = [model.unet, *encoders]
     model.unet.enable_gradient_checkpointing()
-    if text_encoder:
-        modules.append(model.text_encoder)
-        model.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    for encoder in encoders:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         for module in modules:
             module.train()
         yield
     finally:
         model.unet.disable_gradient_checkpointing()
-        if text_encoder:
-            model.text_encoder.gradient_checkpointing_disable()
+        for encoder in encoders:
+            encoder.gradient_checkpointing_disable()
         for module in modules:
             module.eval()

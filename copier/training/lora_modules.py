@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,9 @@ from torch.nn import functional
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.family import Family
-from copier.checkpoint.names import ModuleName, kohya_modules_text, kohya_modules_unet
+from copier.checkpoint.names import kohya_modules_text, kohya_modules_unet
+from copier.checkpoint.targets import trained_names
+from copier.diffusion.model import DiffusionModel
 from copier.errors import BadInput
 from copier.ops.lora_file import network_metadata
 from copier.recipe import LossWeighting, TrainingSpec
@@ -33,17 +35,14 @@ class LoraModules:
     start as kohya's do: down uniform (Kaiming, a = sqrt(5)), up zero, so the start changes nothing.
     """
 
-    def __init__(
-        self, unet: Any, text_encoder: Any | None, spec: TrainingSpec, generator: torch.Generator
-    ) -> None:
-        """``text_encoder`` None leaves it alone; ``generator`` draws the start on the CPU."""
+    def __init__(self, model: DiffusionModel, spec: TrainingSpec, generator: torch.Generator) -> None:
+        """On the U-Net and, if ``spec`` says so, the text encoders; ``generator`` (CPU) draws the start."""
         self._spec = spec
         self._tuners: list[LoraModel] = []
-        self._layers: dict[ModuleName, Any] = {}
+        self._layers: dict[str, Any] = {}
         try:
-            self._inject(unet, kohya_modules_unet(conv=spec.conv_rank > 0))
-            if text_encoder is not None:
-                self._inject(text_encoder, kohya_modules_text())
+            for part, paths in trained_paths(model, spec).items():
+                self._inject(model.part(part), paths)
             self._initialise(generator)
         except BaseException:
             self.remove()
@@ -75,7 +74,7 @@ class LoraModules:
         deltas = {}
         for name, layer in self._layers.items():
             down, up = (factor.weight.detach().float().cpu().clone() for factor in _factors(layer))
-            deltas[name.kohya] = LowRankDelta(up=up, down=down, alpha=self._rank_of(layer)[1])
+            deltas[name] = LowRankDelta(up=up, down=down, alpha=self._rank_of(layer)[1])
         return LoraWeights(deltas)
 
     @torch.no_grad()
@@ -87,16 +86,15 @@ class LoraModules:
         Raises:
             BadInput: the LoRA has modules that are not trained, another shape or a higher rank.
         """
-        layers = {name.kohya: layer for name, layer in self._layers.items()}
-        extra = [name for name in lora if name not in layers]
+        extra = [name for name in lora if name not in self._layers]
         if extra:
             raise BadInput(
                 f"the LoRA to start from has {len(extra)} modules that this training leaves alone, "
                 f"for instance {extra[0]!r}: train the text encoder or convolutions as it does"
             )
         for name, delta in lora.items():
-            down, up = (factor.weight for factor in _factors(layers[name]))
-            rank, alpha = self._rank_of(layers[name])
+            down, up = (factor.weight for factor in _factors(self._layers[name]))
+            rank, alpha = self._rank_of(self._layers[name])
             if delta.rank > rank:
                 raise BadInput(
                     f"the LoRA to start from has rank {delta.rank} in {name!r}, the training has "
@@ -110,13 +108,14 @@ class LoraModules:
             down[: delta.rank] = delta.down.to(down)
             up[:, : delta.rank] = (delta.up * (delta.scale / (alpha / rank))).to(up)
 
-    def _inject(self, model: Any, names: Sequence[ModuleName]) -> None:
+    def _inject(self, model: Any, paths: Mapping[str, str]) -> None:
+        """``paths`` of the modules by the names that they have in the LoRA file."""
         modules = dict(model.named_modules())
-        spatial = [name.diffusers for name in names if _is_spatial(modules[name.diffusers])]
+        spatial = [path for path in paths.values() if _is_spatial(modules[path])]
         config = LoraConfig(
             r=self._spec.rank,
             lora_alpha=self._spec.alpha,
-            target_modules=[name.diffusers for name in names],
+            target_modules=list(paths.values()),
             rank_pattern=dict.fromkeys(spatial, self._spec.conv_rank),
             alpha_pattern=dict.fromkeys(spatial, self._spec.conv_alpha),
             lora_dropout=0.0,
@@ -126,8 +125,8 @@ class LoraModules:
         with torch.random.fork_rng(devices=[]):
             self._tuners.append(LoraModel(model, config, ADAPTER))
         modules = dict(model.named_modules())
-        for name in names:
-            layer = modules[name.diffusers]
+        for name, path in paths.items():
+            layer = modules[path]
             self._layers[name] = layer
             for factor in _factors(layer):
                 factor.to(device=model.device, dtype=torch.float32)
@@ -153,6 +152,25 @@ class LoraModules:
         if _is_spatial(layer.base_layer):
             return spec.conv_rank, spec.conv_alpha
         return spec.rank, spec.alpha
+
+
+def trained_paths(model: DiffusionModel, spec: TrainingSpec) -> Mapping[str, Mapping[str, str]]:
+    """Part of the model -> the name in the LoRA file of each module that is trained, and its path.
+
+    The order is that of the random start: of SD 1.x kohya's, else the checkpoint's.
+    """
+    conv, text = spec.conv_rank > 0, spec.text_encoder
+    names: Iterable[str]
+    if model.family is Family.SD1:
+        modules = (*kohya_modules_unet(conv=conv), *(kohya_modules_text() if text else ()))
+        names = [module.kohya for module in modules]
+    else:
+        names = trained_names(model.header, conv=conv, text=text)
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        place = model.modules[name]
+        found.setdefault(place.part, {})[name] = place.path
+    return found
 
 
 def _merging_is_cheaper(layer: Any, rank: int) -> bool:
@@ -188,6 +206,7 @@ def lora_metadata(
     *,
     name: str,
     checkpoint: str,
+    family: Family,
     velocity: bool,
     side: tuple[int, int],
     extra: Mapping[str, str],
@@ -195,7 +214,7 @@ def lora_metadata(
     """kohya's ``ss_*`` and the ``modelspec.*`` keys of a LoRA, as hosts read them, and ``extra``.
 
     No times of day and no paths: the same training gives the same file. ``checkpoint`` is the file
-    name of the base, ``side`` width and height in pixels.
+    name of the base, of ``family``; ``side`` width and height in pixels.
     """
     values: dict[str, object] = {
         "ss_sd_model_name": checkpoint,
@@ -221,7 +240,7 @@ def lora_metadata(
         "modelspec.prediction_type": "v" if velocity else "epsilon",
     }
     settings = {key: str(value) for key, value in values.items()}
-    return {**network_metadata(weights, name=name, family=Family.SD1), **settings, **extra}
+    return {**network_metadata(weights, name=name, family=family, velocity=velocity), **settings, **extra}
 
 
 def _factors(layer: Any) -> tuple[Any, Any]:

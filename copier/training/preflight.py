@@ -10,7 +10,7 @@ from typing import Any
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import ITEM_BYTES, Header, read_header
-from copier.checkpoint.shapes import sd1_problem
+from copier.checkpoint.shapes import checkpoint_problem
 from copier.checkpoint.targets import written_names
 from copier.disk import free_disk
 from copier.errors import BadCheckpoint, BadInput, BadPicture
@@ -76,7 +76,7 @@ def trainable_checkpoint(path: Path) -> Header:
     if "vae" in identity.details:
         # Also where --vae names another one: the loader reads the checkpoint's own first.
         raise BadCheckpoint(f"{name!r} has no autoencoder (VAE) in it: choose a checkpoint that has one")
-    if identity.family is Family.SD1 and (problem := sd1_problem(header)):
+    if identity.family is Family.SD1 and (problem := checkpoint_problem(header, Family.SD1)):
         raise BadCheckpoint(f"{name!r} {problem}: download it again, or choose another checkpoint")
     return header
 

@@ -13,7 +13,7 @@ from PIL import Image
 from copier.checkpoint.family import detect
 from copier.checkpoint.header import read_header
 from copier.checkpoint.prediction import parameterisation
-from copier.errors import CopierError
+from copier.errors import Cancelled, CopierError
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
 from copier.recipe import Optimiser, TrainingSpec
 from copier.request import NOTHING_MORE, ScriptOptions
@@ -75,6 +75,7 @@ class ScriptsTrainer:
             folder / "work",
             self._environment.tokenizers,
             extra=self._options.extra,
+            save_every=request.save_every or self._options.save_every,
             sample_every=self._options.sample_every,
             samples=self._samples,
         )
@@ -98,6 +99,8 @@ class ScriptsTrainer:
                 on_sample=lambda path: losses.observe(ProgressEvent(request.stage, pictures=(str(path),))),
                 on_saved=on_saved,
             )
+        except Cancelled:
+            raise
         except CopierError:
             self._keep_log(folder, request.stage, observer)
             raise
@@ -131,6 +134,7 @@ def script_job(
     tokenizers: Path,
     *,
     extra: tuple[str, ...] = (),
+    save_every: int = 0,
     sample_every: int = 0,
     samples: Sequence[tuple[str, int]] = (),
 ) -> tuple[ScriptJob, tuple[PictureCopy, ...]]:
@@ -162,7 +166,7 @@ def script_job(
         velocity=known.velocity,
         zero_terminal_snr=known.zero_terminal_snr,
         save_precision=request.save_precision,
-        save_every=request.save_every,
+        save_every=save_every,
         samples=prompts if sample_every else (),
         sample_every=sample_every,
         extra=extra,

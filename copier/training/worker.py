@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from copier.training import protocol
 
 if TYPE_CHECKING:
     # torch takes seconds to import; until then the child must already hear its parent.
-    from copier.diffusion.load import DiffusionModel
+    from copier.diffusion.model import DiffusionModel
     from copier.diffusion.pictures import Array
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Engine:
         from copier.training import builtin
 
         pictures = _read_pictures(request.pictures)
-        model = self._loaded(request.checkpoint, request.training.precision, request.stage)
+        model = self._loaded(request, request.training.precision)
         job = builtin.TrainingJob(
             output=request.output,
             captions=request.captions,
@@ -176,13 +176,11 @@ class Engine:
         from copier.ops.merge_modules import merge_into_modules
 
         loras = [(read_lora(path).weights, weight) for path, weight in request.loras]
-        model = self._loaded(request.checkpoint, request.precision, request.stage)
+        model = self._loaded(request, request.precision)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             for lora, weight in loras:
-                stack.enter_context(
-                    merge_into_modules(model.unet, model.text_encoder, lora, weight)
-                )
+                stack.enter_context(merge_into_modules(model.weight_of, lora, weight))
             pictures = sample(
                 model,
                 request.prompts,
@@ -206,31 +204,33 @@ class Engine:
         from copier.diffusion.pictures import reconstruct
 
         pictures = _read_pictures(request.pictures)
-        model = self._loaded(request.checkpoint, request.precision, request.stage)
+        model = self._loaded(request, request.precision)
         started = time.monotonic()
         return _written(reconstruct(model, pictures, cancel=cancel), request.out, started)
 
-    def _loaded(self, path: Path, precision: Precision, stage: str) -> DiffusionModel:
-        """The checkpoint, from memory where file and precision are those of the last request."""
+    def _loaded(self, request: protocol.Request, precision: Precision) -> DiffusionModel:
+        """The checkpoint, from memory where files, options and precision are those of the last request."""
         import torch
 
         from copier.checkpoint.dtypes import chosen_dtype
         from copier.diffusion.load import load_checkpoint
 
+        path, options = request.checkpoint, request.model
         dtype = chosen_dtype(precision.value)
         if self.device == "cpu" and dtype is torch.float16:
             dtype = torch.float32
             note = "fp16 is for CUDA: on the CPU the weights are fp32"
-            self.observer(ProgressEvent(stage, message=note))
+            self.observer(ProgressEvent(request.stage, message=note))
         key: tuple[object, ...] | None = None
         with contextlib.suppress(OSError):
-            status = path.stat()
-            key = (str(path.resolve()), status.st_size, status.st_mtime_ns, dtype)
+            files = [path] if options.vae is None else [path, options.vae]
+            # Clip skip takes no part in loading.
+            key = (*map(_file_key, files), replace(options, clip_skip=1), dtype)
         if self._model is None or key is None or key != self._key:
             self.forget()
-            self.observer(ProgressEvent(stage, message=f"loading {path.name}"))
+            self.observer(ProgressEvent(request.stage, message=f"loading {path.name}"))
             self._model = load_checkpoint(
-                path, device=self.device, dtype=dtype, tokenizer_folder=self.tokenizer_folder
+                path, options, device=self.device, dtype=dtype, tokenizer_folder=self.tokenizer_folder
             )
             self._key = key
         return self._model
@@ -248,6 +248,12 @@ def _peak_memory(device: str) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _file_key(path: Path) -> tuple[object, ...]:
+    """What tells a file from another, and from itself once it has changed. Raises OSError."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _read_pictures(paths: Sequence[Path]) -> Array:

@@ -18,7 +18,7 @@ from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.family import Family
 from copier.checkpoint.header import read_header
-from copier.checkpoint.shapes import Widths, sd1_shapes
+from copier.checkpoint.shapes import Sizes, TextSizes, checkpoint_shapes
 from copier.checkpoint.writer import write_tensors
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.progress import ProgressEvent
@@ -32,8 +32,8 @@ SHAPES = {BLOCK + "proj_in": (WIDTH, WIDTH, 1, 1), BLOCK + "transformer_blocks_0
 
 def write_checkpoint(path: Path, **more: torch.Tensor) -> Path:
     """What is a small SD 1.x checkpoint in names and shapes, and takes LoRAs of ``SHAPES``."""
-    widths = Widths(unet=(WIDTH,) * 4, autoencoder=(WIDTH,) * 4, text=WIDTH, feed_forward=WIDTH)
-    tensors = {key: torch.randn(shape) for key, shape in sd1_shapes(widths).items()}
+    sizes = Sizes(Family.SD1, (WIDTH,) * 4, (WIDTH,) * 4, (TextSizes(WIDTH, WIDTH, 12),))
+    tensors = {key: torch.randn(shape) for key, shape in checkpoint_shapes(sizes).items()}
     write_tensors(path, {**tensors, **more})
     return path
 

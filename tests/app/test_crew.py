@@ -25,7 +25,7 @@ from copier.errors import BadInput, OutOfMemory, UnknownName
 from copier.model_options import ModelOptions, Prediction
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.pipeline.store import StageStore
-from copier.progress import ProgressEvent
+from copier.progress import Phase, ProgressEvent
 from copier.recipe import Trainer
 from copier.request import PictureFiles, RunRequest, ScriptOptions
 from copier.training.environment import TrainerEnvironment
@@ -186,7 +186,15 @@ def test_a_check_without_a_gate_or_by_the_builtin_trainer_is_refused(folder: Pat
 
 
 def test_samples_on_the_way_stay_with_the_stage(request_: RunRequest, folder: Path) -> None:
-    done = run(replace(request_, scripts=ScriptOptions(sample_every=2)), folder)
+    shown = []
+
+    def see(event: ProgressEvent) -> None:
+        if event.pictures and event.phase is Phase.WORKING:
+            shown.extend((event.stage, Path(picture).is_file()) for picture in event.pictures)
+
+    request = replace(request_, scripts=ScriptOptions(sample_every=2))
+    done = service.execute((request,), Settings(folder / "data"), observer=see)
+    assert set(shown) == {("copier", True), ("lora", True)}, "the observer is told while they are there"
     entry = next(one.entry for one in done.runs[0].stages if one.stage.name == "copier")
     assert [path.suffix for path in entry.path("samples").iterdir()] == [".png"]
 

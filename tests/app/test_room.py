@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from copier.app.room import largest_rank, lora_room, picture_room
+from copier.checkpoint.family import Family
 from copier.checkpoint.header import Header, TensorInfo
-from copier.checkpoint.shapes import REAL, sd1_shapes
+from copier.checkpoint.shapes import REAL, checkpoint_shapes
 from copier.codec import load_recipe, with_value
 
 
 def real_checkpoint() -> Header:
-    tensors = {key: TensorInfo("F16", shape, 0, 0) for key, shape in sd1_shapes(REAL).items()}
+    shapes = checkpoint_shapes(REAL[Family.SD1])
+    tensors = {key: TensorInfo("F16", shape, 0, 0) for key, shape in shapes.items()}
     return Header(tensors=tensors, metadata={}, data_start=0, file_size=0)
 
 

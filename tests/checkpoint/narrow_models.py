@@ -110,10 +110,10 @@ def _transformer(name: str, width: int, depth: int, context: int, linear: bool) 
     return keys | _module(f"{name}.proj_out", width, width, *taps)
 
 
-def clip(prefix: str, layers: int = 2, width: int = 24, *, projection: bool = False) -> Shapes:
+def clip(prefix: str, layers: int = 2, width: int = 24, *, projection: bool = False, tokens=50) -> Shapes:
     """transformers' text encoder."""
     text = f"{prefix}text_model."
-    keys = {f"{text}embeddings.token_embedding.weight": (50, width)}
+    keys = {f"{text}embeddings.token_embedding.weight": (tokens, width)}
     keys |= {f"{text}embeddings.position_embedding.weight": (77, width)}
     for number in range(layers):
         layer = f"{text}encoder.layers.{number}"
@@ -125,10 +125,10 @@ def clip(prefix: str, layers: int = 2, width: int = 24, *, projection: bool = Fa
     return keys | (_module(f"{prefix}text_projection", width, width, bias=False) if projection else {})
 
 
-def open_clip(prefix: str, layers: int = 2, width: int = 24) -> Shapes:
+def open_clip(prefix: str, layers: int = 2, width: int = 24, *, tokens=50) -> Shapes:
     """OpenCLIP's text encoder, with q, k and v in one weight."""
     keys: Shapes = {f"{prefix}positional_embedding": (77, width), f"{prefix}text_projection": (width, width)}
-    keys |= {f"{prefix}logit_scale": (), f"{prefix}token_embedding.weight": (50, width)}
+    keys |= {f"{prefix}logit_scale": (), f"{prefix}token_embedding.weight": (tokens, width)}
     for number in range(layers):
         layer = f"{prefix}transformer.resblocks.{number}"
         keys |= {
@@ -140,6 +140,41 @@ def open_clip(prefix: str, layers: int = 2, width: int = 24) -> Shapes:
         keys |= _module(f"{layer}.mlp.c_proj", width, 4 * width)
         keys |= _norm(f"{layer}.ln_1", width) | _norm(f"{layer}.ln_2", width)
     return keys | _norm(f"{prefix}ln_final", width)
+
+
+def vae(widths=(32, 64, 64, 64), prefix="first_stage_model.") -> Shapes:
+    """LDM's autoencoder: two residual blocks a level down, three up, attention in the middle."""
+    first, last = widths[0], widths[-1]
+    keys = _module("encoder.conv_in", first, 3, 3, 3) | _module("encoder.conv_out", 8, last, 3, 3)
+    keys |= _module("decoder.conv_in", last, 4, 3, 3) | _module("decoder.conv_out", 3, first, 3, 3)
+    keys |= _module("quant_conv", 8, 8, 1, 1) | _module("post_quant_conv", 4, 4, 1, 1)
+    keys |= _norm("encoder.norm_out", last) | _norm("decoder.norm_out", first)
+    for side in ("encoder", "decoder"):
+        for block in ("block_1", "block_2"):
+            keys |= _vae_residual(f"{side}.mid.{block}", last, last)
+        keys |= _norm(f"{side}.mid.attn_1.norm", last)
+        for part in ("q", "k", "v", "proj_out"):
+            keys |= _module(f"{side}.mid.attn_1.{part}", last, last, 1, 1)
+    width = first
+    for level, out in enumerate(widths):
+        for layer in range(2):
+            keys |= _vae_residual(f"encoder.down.{level}.block.{layer}", width, out)
+            width = out
+        if level < len(widths) - 1:
+            keys |= _module(f"encoder.down.{level}.downsample.conv", out, out, 3, 3)
+    for level, out in reversed(list(enumerate(widths))):
+        for layer in range(3):
+            keys |= _vae_residual(f"decoder.up.{level}.block.{layer}", width, out)
+            width = out
+        if level:
+            keys |= _module(f"decoder.up.{level}.upsample.conv", out, out, 3, 3)
+    return {prefix + key: shape for key, shape in keys.items()}
+
+
+def _vae_residual(name: str, read: int, out: int) -> Shapes:
+    keys = _norm(f"{name}.norm1", read) | _module(f"{name}.conv1", out, read, 3, 3)
+    keys |= _norm(f"{name}.norm2", out) | _module(f"{name}.conv2", out, out, 3, 3)
+    return keys | (_module(f"{name}.nin_shortcut", out, read, 1, 1) if read != out else {})
 
 
 def t5(prefix: str, layers: int = 2, width: int = 24) -> Shapes:

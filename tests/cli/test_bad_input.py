@@ -231,7 +231,7 @@ CASES = {
     ),
     "an incomplete checkpoint": Case(
         ("run", "short.json", "--checkpoint", "part.safetensors", *PAIR),
-        ("part.safetensors", "incomplete", "out.2.bias", "whole Stable Diffusion 1.x"),
+        ("part.safetensors", "incomplete", "out.2.bias", "whole checkpoint of Stable Diffusion 1.x"),
         incomplete,
     ),
     "an inpainting checkpoint": Case(
@@ -248,8 +248,10 @@ CASES = {
         ("run", "short.json", "--checkpoint", "small.safetensors", *PAIR),
         ("is a LoRA", "give the checkpoint"),
     ),
-    "another family": Case(
-        ("run", "short.json", "--checkpoint", "xl.safetensors", *PAIR), ("sdxl", "SD 1.x"), sdxl_checkpoint
+    "an incomplete SDXL checkpoint": Case(
+        ("run", "short.json", "--checkpoint", "xl.safetensors", *PAIR),
+        ("xl.safetensors", "incomplete", "whole checkpoint of SDXL"),
+        sdxl_checkpoint,
     ),
     # folders
     "out is a file": run(*PAIR, "--out", "taken", words=("taken", "is a file"), prepare=file_named("taken")),

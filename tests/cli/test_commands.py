@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -227,6 +228,7 @@ def test_inspect_tells_what_a_file_is_and_the_recipe_that_it_carries(
     found = copier("inspect", "with.safetensors", "--json").json
     assert found["recipe"]["name"] == "short"
     assert found["ranks"]["linear"] == {"2": 2}
+    assert found["sha256"] == hashlib.sha256((folder / "with.safetensors").read_bytes()).hexdigest()
     doubles.write_small_lora(folder / "broken.safetensors", **{"copier.recipe": "{"})
     broken = copier("inspect", "broken.safetensors", "--json")
     assert broken.code == 0

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 RUN = ("run", "short.json", "--checkpoint", "base.safetensors", "--a", "a.png", "--edit", "grayscale")
 STAGES = 10
@@ -106,6 +107,19 @@ def test_a_trainer_that_is_not_installed_is_named_with_both_remedies_before_anyt
     assert done.code == 1 and done.out == ""
     assert "copier trainer install" in done.err and "--set trainer=builtin" in done.err
     assert doubles.tree(folder.parent) == before
+
+
+def test_pictures_of_odd_sizes_are_fitted_where_that_is_asked_for(
+    copier: Any, folder: Path, worker: Any, doubles: ModuleType
+) -> None:
+    for seed, name in enumerate(("c", "d")):
+        doubles.write_picture(folder / f"{name}.png", 70, 131, seed=seed)
+    odd = (*RUN[:4], "--a", "c.png", "--b", "d.png")
+    assert copier(*odd).code == 2
+    done = copier(*odd, "--fit", "crop", "--json")
+    assert done.code == 0, done.err
+    with Image.open(folder / "out" / "a.png") as kept:
+        assert kept.size == (64, 128)
 
 
 def test_set_makes_a_recipe_for_the_other_trainer_run(copier: Any, folder: Path, worker: Any) -> None:

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from copier.checkpoint import names
+from copier.checkpoint.family import Family
 from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.writer import write_tensors
-from copier.diffusion.load import DiffusionModel, load_checkpoint, text_heads, unet_heads
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
+from copier.diffusion.networks import heads_of_64, unet_heads
 from copier.diffusion.prompts import encode_prompts, encode_tokens, tokenize
 from copier.errors import BadCheckpoint, BadInput
 
@@ -60,7 +63,7 @@ def test_nothing_is_left_without_memory_and_nothing_asks_for_gradients(
             assert tensor.device == torch.device("cpu")
             assert not tensor.requires_grad
     assert (model.widths, model.context_width) == ((64, 32, 64, 64), 64)
-    assert model.prediction_type == "epsilon"
+    assert not model.velocity and model.family is Family.SD1
 
 
 def test_weights_come_in_the_dtype_asked_for(checkpoint: Path) -> None:
@@ -70,7 +73,7 @@ def test_weights_come_in_the_dtype_asked_for(checkpoint: Path) -> None:
 
 def test_heads_are_sd15s_and_follow_the_width_below() -> None:
     assert [unet_heads(width) for width in (320, 128, 64, 32)] == [8, 4, 2, 1]
-    assert [text_heads(width) for width in (768, 64, 32)] == [12, 1, 1]
+    assert [heads_of_64(width) for width in (768, 64, 32)] == [12, 1, 1]
 
 
 def test_velocity_prediction_is_known_by_the_metadata(checkpoint: Path, tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_clip_skip_counts_layers_from_the_end_and_keeps_the_final_norm(
     text = model.text_encoder.text_model
     with torch.no_grad():
         states = model.text_encoder(tokens, output_hidden_states=True).hidden_states
-        one, two = (encode_tokens(model.text_encoder, tokens, clip_skip=n) for n in (1, 2))
+        one, two = (encode_tokens(model, tokens, clip_skip=n).context for n in (1, 2))
         assert torch.allclose(one, text.final_layer_norm(states[-1]), atol=1e-6)
         # The last layer, applied by hand to what clip skip 2 leaves, gives clip skip 1.
         layer = text.encoder.layers[-1]
@@ -95,17 +98,17 @@ def test_clip_skip_counts_layers_from_the_end_and_keeps_the_final_norm(
     assert torch.allclose(text.final_layer_norm(last), one, atol=1e-5)
     assert torch.equal(two, text.final_layer_norm(states[-2]))
     assert not torch.allclose(one, two, atol=1e-3)
-    with pytest.raises(ValueError, match="1 to 12"):
-        encode_tokens(model.text_encoder, tokens, clip_skip=13)
+    with pytest.raises(BadInput, match="1 to 12"):
+        encode_tokens(model, tokens, clip_skip=13)
 
 
 def test_prompts_keep_their_order_and_equal_ones_are_equal(model: DiffusionModel) -> None:
     prompts = ["a cat", "", "a red star", "a cat"]
-    encoded = encode_prompts(model, prompts)
+    encoded = encode_prompts(model, prompts).context
     assert encoded.shape == (4, 77, 64)
     assert torch.equal(encoded[0], encoded[3])
     for prompt, row in zip(prompts, encoded, strict=True):
-        assert torch.allclose(row, encode_prompts(model, [prompt])[0], atol=1e-5)
+        assert torch.allclose(row, encode_prompts(model, [prompt]).context[0], atol=1e-5)
     assert (encoded[0] - encoded[2]).abs().max() > 0.1
 
 
@@ -113,11 +116,11 @@ def test_prompts_keep_their_order_and_equal_ones_are_equal(model: DiffusionModel
     ("change", "message"),
     [
         (lambda t: t.pop("model.diffusion_model.out.2.bias"), "lacks 'model.diffusion_model.out.2.bias'"),
-        (lambda t: t.pop("first_stage_model.encoder.down.0.block.0.conv2.weight"), "has no 'first_stage"),
+        (lambda t: t.pop("first_stage_model.encoder.down.0.block.0.conv2.weight"), "it lacks 'first_stage"),
         (lambda t: t.update({"cond_stage_model.transformer.more": torch.ones(1)}), "also has 'cond_stage"),
-        (lambda t: t.update({"model.diffusion_model.out.2.bias": torch.ones(5)}), "expected is (4,)"),
-        (lambda t: t.update({"conditioner.x": torch.ones(1)}), "SDXL"),
-        (lambda t: t.update({"lora_unet_x.alpha": torch.ones(1)}), "is a LoRA"),
+        (lambda t: t.update({"model.diffusion_model.out.2.bias": torch.ones(5)}), "the shape [5], not [4]"),
+        (lambda t: t.update({"conditioner.embedders.0.x": torch.ones(1)}), "refiner"),
+        (lambda t: t.update({f"x.lora_{up}.weight": torch.ones(1, 1) for up in ("up", "down")}), "a LoRA"),
         (
             lambda t: t.update({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(64, 9, 3, 3)}),
             "inpainting",
@@ -126,13 +129,13 @@ def test_prompts_keep_their_order_and_equal_ones_are_equal(model: DiffusionModel
             lambda t: t.update(
                 {names.TEXT_PREFIX + "text_model.embeddings.token_embedding.weight": torch.ones(5, 64)}
             ),
-            "5 tokens",
+            "in the shape [5, 64], not [49408, 64]",
         ),
         (
             lambda t: t.update(
                 {names.UNET_PREFIX + "input_blocks.4.0.out_layers.3.weight": torch.ones(50, 1, 3, 3)}
             ),
-            "Stable Diffusion 1.x has not",
+            "not [50, 64, 3, 3]",
         ),
     ],
 )  # fmt: skip

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from copier.diffusion.load import LATENT_SCALE, DiffusionModel, load_checkpoint
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
 from copier.diffusion.pictures import decode_latents, encode_pictures, reconstruct
 from copier.diffusion.prompts import encode_prompts
 from copier.diffusion.sample import sample, starting_noise
@@ -36,7 +37,7 @@ def test_a_picture_does_not_depend_on_its_batch_mates(model: DiffusionModel) -> 
 
 def test_the_sampler_is_ddim_written_out(model: DiffusionModel) -> None:
     alpha_bar = alphas_cumprod()
-    contexts = encode_prompts(model, ["a cat", "bad"])
+    contexts = encode_prompts(model, ["a cat", "bad"]).context
     x = starting_noise([3], 64, 64)
     with torch.no_grad():
         for step in (751, 501, 251, 1):
@@ -114,7 +115,7 @@ def test_encoding_is_the_posterior_mean_times_the_scale(model: DiffusionModel) -
     with torch.no_grad():
         moments = model.vae.quant_conv(model.vae.encoder(x))
     assert latents.shape == (3, 4, 2, 3)
-    assert torch.allclose(latents, moments[:, :4] * LATENT_SCALE, atol=1e-5)
+    assert torch.allclose(latents, moments[:, :4] * 0.18215, atol=1e-5)
     drawn = reconstruct(model, pictures)
     assert drawn.shape == pictures.shape
     assert drawn.dtype == np.float32

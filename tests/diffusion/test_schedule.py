@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from copier.checkpoint.prediction import Parameterisation
 from copier.diffusion import schedule
 from copier.diffusion.sample import scheduler
 
@@ -64,3 +65,11 @@ def test_the_sampler_ends_at_timestep_one_and_not_at_alpha_one() -> None:
     ddim.set_timesteps(20)
     assert ddim.timesteps[-1] == 1
     assert ddim.final_alpha_cumprod == ddim.alphas_cumprod[0]
+
+
+def test_the_rescaled_schedule_is_that_of_diffusers_and_ends_at_pure_noise() -> None:
+    rescaled = schedule.rescaled(schedule.alphas_cumprod())
+    theirs = scheduler(Parameterisation(velocity=True, zero_terminal_snr=True)).alphas_cumprod
+    assert torch.allclose(rescaled, theirs, atol=1e-5)
+    assert float(rescaled[-1]) == 0.0
+    assert float(rescaled[0]) == pytest.approx(float(schedule.alphas_cumprod()[0]))

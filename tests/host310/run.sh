@@ -23,7 +23,7 @@ site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 check() { # folder, what to say
     echo "== host code: $2"
-    COPIER_HOST_FLOOR=1 "$1/bin/python" -m pytest -q -m host -p no:cacheprovider tests
+    COPIER_HOST_FLOOR=1 OMP_NUM_THREADS=1 "$1/bin/python" -m pytest -q -n "${JOBS:-2}" --dist loadfile -m host -p no:cacheprovider tests
 }
 
 # Of the project's packages only torch and what it needs: hosts lack the rest, or have other versions.

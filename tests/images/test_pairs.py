@@ -16,9 +16,11 @@ from copier.images.pairs import (
     check_size,
     difference_image,
     difference_map,
+    fitted,
     read_mask,
     read_picture,
 )
+from copier.request import Fit
 
 
 def noise(width: int = 128, height: int = 128) -> Image.Image:
@@ -273,3 +275,29 @@ def test_the_mask_is_the_upright_alpha_channel_or_none_where_all_is_opaque(tmp_p
     Image.fromarray(pixels[..., :3]).save(tmp_path / "plain.png")
     assert read_mask(tmp_path / "opaque.png") is None
     assert read_mask(tmp_path / "plain.png") is None
+
+
+@pytest.mark.parametrize(
+    ("size", "cropped", "padded"), [((130, 70), (128, 64), (192, 128)), ((64, 128), (64, 128), (64, 128))]
+)
+def test_fitting_takes_the_middle_or_adds_white_and_scales_nothing(size, cropped, padded):
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    crop, pad = fitted(image, Fit.CROP), fitted(image, Fit.PAD)
+    assert (crop.size, pad.size) == (cropped, padded)
+    left, top = (size[0] - cropped[0]) // 2, (size[1] - cropped[1]) // 2
+    assert np.array_equal(np.asarray(crop), noise[top : top + cropped[1], left : left + cropped[0]])
+    left, top = -((size[0] - padded[0]) // 2), -((size[1] - padded[1]) // 2)
+    inside = np.asarray(pad)[top : top + size[1], left : left + size[0]]
+    assert np.array_equal(inside, noise)
+    assert int(np.asarray(pad).astype(int).sum()) == int(noise.astype(int).sum()) + 765 * (
+        padded[0] * padded[1] - size[0] * size[1]
+    )
+    assert fitted(image, Fit.NONE) is image
+
+
+def test_a_picture_too_small_to_crop_stays_and_a_mask_is_padded_with_what_counts_for_nothing():
+    small = Image.new("RGB", (40, 100))
+    assert fitted(small, Fit.CROP) is small
+    mask = np.asarray(fitted(Image.new("L", (40, 64), 255), Fit.PAD))
+    assert mask.shape == (64, 64) and (mask[:, :12] == 0).all() and (mask[:, 12:52] == 255).all()

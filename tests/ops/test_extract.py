@@ -16,7 +16,7 @@ from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import read_header
 from copier.checkpoint.names import kohya_modules, kohya_modules_text, kohya_modules_unet, module_from_kohya
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.shapes import Widths, sd1_shapes
+from copier.checkpoint.shapes import Sizes, TextSizes, checkpoint_shapes
 from copier.checkpoint.writer import write_tensors
 from copier.errors import BadInput, Cancelled
 from copier.ops import extract as extracting
@@ -25,7 +25,7 @@ from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge import merge
 from copier.progress import CancelToken
 
-WIDTHS = Widths(unet=(8, 12, 16, 16), autoencoder=(4, 4, 4, 4), text=8, feed_forward=16)
+SIZES = Sizes(Family.SD1, (8, 12, 16, 16), (4, 4, 4, 4), (TextSizes(8, 16, 12),))
 Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 PROJECTION = "lora_unet_mid_block_attentions_0_proj_in"
 CONV = "lora_unet_up_blocks_1_resnets_0_conv1"
@@ -51,7 +51,7 @@ def base_tensors():
     """The weights of all modules, and what no LoRA changes: the rest of a checkpoint would only take time."""
     draw = torch.Generator().manual_seed(5)
     kept = {*(module.ldm for module in kohya_modules().values()), *OTHERS}
-    shapes = {key: shape for key, shape in sd1_shapes(WIDTHS).items() if key in kept}
+    shapes = {key: shape for key, shape in checkpoint_shapes(SIZES).items() if key in kept}
     return {key: torch.randn(shape, generator=draw) for key, shape in shapes.items()}
 
 

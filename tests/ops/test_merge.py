@@ -253,13 +253,23 @@ def weight_of(unet, text, name):
     return model.get_submodule(module_from_kohya(name).diffusers).weight
 
 
+def lookup(unet, text):
+    """The weight by the name in a LoRA, or None."""
+
+    def weight(name):
+        known = (text is not None or not name.startswith("lora_te_")) and name in kohya_modules()
+        return weight_of(unet, text, name) if known else None
+
+    return weight
+
+
 def test_merging_into_modules_is_bit_for_bit_what_the_file_gets(base):
     source = weights(alpha=2)
     out = base.parent / "out" / "m.safetensors"
     merge(base, [(lora_at(base.parent / "l.safetensors", source), 0.7)], out)
     merged = read(out)
     unet, text = models()
-    with merge_into_modules(unet, text, source, 0.7):
+    with merge_into_modules(lookup(unet, text), source, 0.7):
         for name in CHANGED:
             assert torch.equal(weight_of(unet, text, name), merged[module_from_kohya(name).ldm])
 
@@ -267,7 +277,7 @@ def test_merging_into_modules_is_bit_for_bit_what_the_file_gets(base):
 def test_undoing_restores_every_bit_also_after_an_exception():
     unet, text = models()
     before = {name: weight_of(unet, text, name).clone() for name in kohya_modules()}
-    with pytest.raises(KeyError), merge_into_modules(unet, text, weights(), -0.3):
+    with pytest.raises(KeyError), merge_into_modules(lookup(unet, text), weights(), -0.3):
         assert not torch.equal(weight_of(unet, text, Q), before[Q])
         raise KeyError
     assert all(torch.equal(weight_of(unet, text, name), before[name]) for name in before)
@@ -277,8 +287,8 @@ def test_merges_nest():
     unet, text = models(torch.float32)
     first, second = weights(), weights(rank=2)
     before = weight_of(unet, text, Q).clone()
-    outer = merge_into_modules(unet, text, first)
-    with merge_into_modules(unet, text, second, 0.5):
+    outer = merge_into_modules(lookup(unet, text), first)
+    with merge_into_modules(lookup(unet, text), second, 0.5):
         right = before.double() + dense64(first[Q]) + 0.5 * dense64(second[Q])
         assert error(weight_of(unet, text, Q).detach(), right) < 1e-6
     outer.undo()
@@ -291,18 +301,17 @@ def test_modules_that_match_nothing_are_named_and_nothing_changes():
     before = weight_of(unet, text, Q).clone()
     source = weights()
     with pytest.raises(BadInput, match=r"lora_te_.*no such module"):
-        merge_into_modules(unet, None, source)
+        merge_into_modules(lookup(unet, None), source)
     bad = LowRankDelta(torch.zeros(11, 2), torch.zeros(2, 10), 2.0)
     with pytest.raises(BadInput, match=r"(?s)2 modules.*proj_in.*lora_unet_nowhere"):
         merge_into_modules(
-            unet,
-            text,
+            lookup(unet, text),
             LoraWeights(
                 {**source, "lora_unet_mid_block_attentions_0_proj_in": bad, "lora_unet_nowhere": bad}
             ),
         )
     with pytest.raises(BadInput, match="float16 ends at"):
-        merge_into_modules(unet, text, weights(size=1e6))
+        merge_into_modules(lookup(unet, text), weights(size=1e6))
     assert torch.equal(weight_of(unet, text, Q), before)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from benchmarks import sd_scripts
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.family import Family
-from copier.checkpoint.names import ModuleName
-from copier.checkpoint.shapes import Widths, sd1_shapes
+from copier.checkpoint.names import TEXT_LAYERS, ModuleName
+from copier.checkpoint.shapes import Sizes, TextSizes, checkpoint_shapes
 from copier.ops.lora_file import network_metadata, write_lora
 from copier.pocket.architecture import AUTOENCODER_WIDTHS, TEXT_WIDTH, UNET_WIDTHS
 
-POCKET = Widths(
-    unet=UNET_WIDTHS, autoencoder=AUTOENCODER_WIDTHS, text=TEXT_WIDTH, feed_forward=4 * TEXT_WIDTH
+POCKET = Sizes(
+    Family.SD1, UNET_WIDTHS, AUTOENCODER_WIDTHS, (TextSizes(TEXT_WIDTH, 4 * TEXT_WIDTH, TEXT_LAYERS),)
 )
 
 RunTools = Callable[..., None]
@@ -32,10 +31,17 @@ WriteLora = Callable[..., LoraWeights]
 def run_tools() -> RunTools:
     """Runs tools of the checkout in one child process: ``run_tools(("resize_lora.py", "--model", ...))``."""
 
-    def run(*tools: sd_scripts.Tool, widths: Widths = POCKET) -> None:
+    def run(*tools: sd_scripts.Tool, sizes: Sizes = POCKET) -> None:
         folder, reason = sd_scripts.checkout()
         assert folder is not None, reason
-        command = sd_scripts.command(folder, *tools, widths=asdict(widths))
+        (text,) = sizes.text
+        widths = {
+            "unet": sizes.unet,
+            "autoencoder": sizes.autoencoder,
+            "text": text.width,
+            "feed_forward": text.feed_forward,
+        }
+        command = sd_scripts.command(folder, *tools, widths=widths)
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
@@ -53,9 +59,9 @@ def write_random_lora() -> WriteLora:
         seed: int,
         rank: int = 24,
         decay: float = 0.8,
-        widths: Widths = POCKET,
+        sizes: Sizes = POCKET,
     ) -> LoraWeights:
-        shapes, numbers = sd1_shapes(widths), torch.Generator().manual_seed(seed)
+        shapes, numbers = checkpoint_shapes(sizes), torch.Generator().manual_seed(seed)
         deltas = {}
         for module in modules:
             out, *rest = shapes[module.ldm]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.files import checkpoint_shapes, write_random_checkpoint
+from benchmarks.files import file_shapes, write_random_checkpoint
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.checkpoint.block_weights import block_weights
@@ -17,7 +17,7 @@ from copier.checkpoint.blocks import block_of
 from copier.checkpoint.family import Family
 from copier.checkpoint.names import ModuleName, kohya_modules_text, kohya_modules_unet
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.shapes import REAL, sd1_shapes
+from copier.checkpoint.shapes import REAL, checkpoint_shapes
 from copier.diffusion.load import load_checkpoint
 from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge import merge
@@ -84,9 +84,9 @@ def test_a_merged_checkpoint_of_real_size_is_sd_scripts_own_to_the_last_bit(
 ):
     """Where a weight is computed in many blocks of rows: 2 GB, and 7 GB of memory in the child."""
     base, lora, theirs, ours = (tmp_path / f"{name}.safetensors" for name in ("base", "lora", "its", "ours"))
-    write_random_checkpoint(base, checkpoint_shapes(), seed=3, dtype=torch.float16)
-    write_random_lora(lora, MODULES, seed=4, rank=64, decay=0.95, widths=REAL)
-    run_tools(arguments(base, [(lora, 0.7)], "fp16", theirs), widths=REAL)
+    write_random_checkpoint(base, file_shapes(), seed=3, dtype=torch.float16)
+    write_random_lora(lora, MODULES, seed=4, rank=64, decay=0.95, sizes=REAL[Family.SD1])
+    run_tools(arguments(base, [(lora, 0.7)], "fp16", theirs), sizes=REAL[Family.SD1])
     merge(base, [(lora, 0.7)], ours)
     assert_the_same_bits(ours, theirs, base)
 
@@ -99,7 +99,7 @@ def test_a_merge_in_memory_is_that_of_base_weights_to_the_last_bit(dtype, loras,
     model = load_checkpoint(base, dtype=dtype)
     parts = {"unet": model.unet, "text_encoder": model.text_encoder}
     before = {key: tensor.clone() for key, tensor in _state(parts).items()}
-    merge_into_modules(model.unet, model.text_encoder, read_lora(loras[0]).weights, 0.7)
+    merge_into_modules(model.weight_of, read_lora(loras[0]).weights, 0.7)
     ours = _state(parts)
     with TensorReader(out) as theirs:
         assert set(theirs.keys()) == set(ours)
@@ -109,7 +109,7 @@ def test_a_merge_in_memory_is_that_of_base_weights_to_the_last_bit(dtype, loras,
 
 def test_block_weights_act_on_sd_scripts_modules_except_those_a_short_list_leaves_out(run_tools, tmp_path):
     """Such modules get 0 here, as in the extension that the lists come from, and 1 in sd-scripts."""
-    plain, shapes = tmp_path / "plain.safetensors", sd1_shapes(REAL)
+    plain, shapes = tmp_path / "plain.safetensors", checkpoint_shapes(REAL[Family.SD1])
     deltas = {module.kohya: signs(module, shapes[module.ldm][2:]) for module in MODULES}
     write_lora(plain, LoraWeights(deltas), {}, dtype="fp32")
     lists = {count: [round(0.15 + 0.05 * number, 2) for number in range(count)] for count in (17, 26)}

@@ -7,6 +7,7 @@ COPIER_TEST_DATA names).
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
@@ -30,9 +32,11 @@ from copier.pocket.checkpoint import checkpoint_path
 from copier.pocket.scenes import random_scene, render
 from copier.recipe import Optimiser, Schedule, TrainingSpec
 from copier.request import ScriptOptions
+from copier.training.command import build_command
+from copier.training.preflight import copy_picture
 from copier.training.protocol import TrainRequest, TrainResult
 from copier.training.scripts_folder import ScriptsFolder
-from copier.training.scripts_trainer import ScriptsTrainer
+from copier.training.scripts_trainer import ScriptsTrainer, script_job
 
 pytestmark = [pytest.mark.sd_scripts, pytest.mark.slow]
 
@@ -134,6 +138,29 @@ def test_the_second_training_starts_from_the_base_with_the_copier(
     assert len(losses["in memory"]) == SPEC.steps
     assert losses["in memory"] == pytest.approx(losses["as a file"], abs=1e-4)
     assert losses["in memory"] != pytest.approx(losses["without"], abs=1e-3)
+
+
+def test_the_launcher_changes_no_bit_of_what_plain_python_trains(
+    kit: Kit, picture: Path, tmp_path: Path
+) -> None:
+    """Without base weights, and with the initialisation, whose random numbers come before the training's."""
+    ours = run(kit, tmp_path, picture, skip_init=False).output
+    request = TrainRequest(checkpoint_path(), (picture,), tmp_path / "plain.safetensors", SPEC)
+    job, copies = script_job(request, SPEC, tmp_path / "plain", kit.environment.tokenizers)
+    command = build_command(job)
+    for copy in copies:
+        copy.place.parent.mkdir(parents=True)
+        copy_picture(copy)
+    for path, text in command.files().items():
+        path.write_text(text, encoding="utf-8")
+    job.output_folder.mkdir()
+    path = os.pathsep.join(map(str, kit.environment.search_path))
+    environment = {**kit.scripts(Settings(tmp_path), threads=1).environment(), "PYTHONPATH": path}
+    python = kit.environment.interpreter.path
+    subprocess.run([python, str(NARROW / "train_network.py"), *command.argv], env=environment, check=True)
+    theirs, mine = load_file(job.output), load_file(ours)
+    assert set(theirs) == set(mine)
+    assert all(torch.equal(theirs[key], mine[key]) for key in mine)
 
 
 def test_what_it_trains_is_read_with_its_rank_and_says_where_it_comes_from(copier: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copier.diffusion.load import DiffusionModel, load_checkpoint
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
 from copier.recipe import CaptionPolicy, CaptionSpec, Optimiser, Schedule, TrainingSpec
 from copier.training.builtin import TrainingJob, train
 from copier.training.client import BuiltinWorker
@@ -31,6 +32,12 @@ def loaded(path: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     return loaded(Path(__file__).parents[1] / "diffusion" / "tiny.py")
+
+
+@pytest.fixture(scope="session")
+def families() -> ModuleType:
+    """SD 2.x and SDXL, narrow."""
+    return loaded(Path(__file__).parents[1] / "diffusion" / "families.py")
 
 
 @pytest.fixture(scope="session")

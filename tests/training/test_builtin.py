@@ -10,7 +10,8 @@ import torch
 
 from copier.checkpoint.reader import TensorReader
 from copier.diffusion import schedule
-from copier.diffusion.load import DiffusionModel, load_checkpoint
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.model import DiffusionModel
 from copier.diffusion.pictures import encode_pictures
 from copier.errors import BadInput, Cancelled, TrainingFailed
 from copier.ops.lora_file import read_lora
@@ -230,10 +231,11 @@ def test_streams_are_independent_of_each_other_and_of_the_batch() -> None:
 
 
 def test_loss_weights_follow_the_spec() -> None:
-    assert torch.all(builtin.loss_weights(TrainingSpec(), velocity=False) == 1)
-    snr = schedule.signal_to_noise(schedule.alphas_cumprod())
+    alpha_bar = schedule.alphas_cumprod()
+    assert torch.all(builtin.loss_weights(TrainingSpec(), alpha_bar, velocity=False) == 1)
+    snr = schedule.signal_to_noise(alpha_bar)
     spec = TrainingSpec(loss_weighting=LossWeighting.DEBIASED)
-    assert torch.equal(builtin.loss_weights(spec, velocity=False), schedule.debiased_weights(snr))
+    assert torch.equal(builtin.loss_weights(spec, alpha_bar, velocity=False), schedule.debiased_weights(snr))
 
 
 def test_the_loss_scale_halves_on_overflow_and_divides_otherwise() -> None:

@@ -8,7 +8,8 @@ import torch
 
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
-from copier.diffusion.load import DiffusionModel
+from copier.checkpoint.family import Family
+from copier.diffusion.model import DiffusionModel
 from copier.errors import BadInput
 from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge_modules import merge_into_modules
@@ -21,8 +22,7 @@ LATENTS = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
 def inject(model: DiffusionModel, spec: TrainingSpec, *, seed: int = 1) -> LoraModules:
-    text_encoder = model.text_encoder if spec.text_encoder else None
-    return LoraModules(model.unet, text_encoder, spec, torch.Generator().manual_seed(seed))
+    return LoraModules(model, spec, torch.Generator().manual_seed(seed))
 
 
 def randomise(lora: LoraModules) -> None:
@@ -95,7 +95,7 @@ def test_the_export_merged_by_algebra_computes_what_the_layers_compute(
     assert torch.equal(output(model), base)
     write_lora(tmp_path / "export.safetensors", weights, {}, dtype="fp32")
     reread = read_lora(tmp_path / "export.safetensors").weights
-    with merge_into_modules(model.unet, model.text_encoder, reread):
+    with merge_into_modules(model.weight_of, reread):
         torch.testing.assert_close(output(model), adapted, atol=2e-4, rtol=2e-4)
     assert torch.equal(output(model), base)
     assert (adapted - base).abs().max() > 0.05
@@ -142,6 +142,7 @@ def test_metadata_is_what_hosts_read_and_extra_keys_win() -> None:
         _one_module(),
         name="gray",
         checkpoint="base.safetensors",
+        family=Family.SD1,
         velocity=False,
         side=(64, 128),
         extra={"ss_steps": "8", "copier_recipe": "{}"},

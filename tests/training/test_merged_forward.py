@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from copier.diffusion.load import DiffusionModel
+from copier.diffusion.model import DiffusionModel
 from copier.recipe import TrainingSpec
 from copier.training import lora_modules
 from copier.training.lora_modules import LoraModules
@@ -21,7 +21,7 @@ def outcome(
     monkeypatch.setattr(lora_modules, "MERGING_FACTOR", factor)
     width = model.unet.config.cross_attention_dim
     context = torch.randn(2, 77, width, generator=torch.Generator().manual_seed(6))
-    with LoraModules(model.unet, None, SPEC, torch.Generator().manual_seed(1)) as lora:
+    with LoraModules(model, SPEC, torch.Generator().manual_seed(1)) as lora:
         generator = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for parameter in lora.parameters():

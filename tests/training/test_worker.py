@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copier.diffusion.load import DiffusionModel
+from copier.diffusion.model import DiffusionModel
 from copier.diffusion.pictures import reconstruct
 from copier.diffusion.sample import sample
 from copier.errors import BadCheckpoint, BadInput, BadPicture, Cancelled, TrainingFailed
@@ -53,7 +53,7 @@ def test_train_and_sample_do_what_the_functions_do_in_this_process(
     )  # fmt: skip
     assert [path.name for path in drawn.pictures] == ["0000.png", "0001.png"]
     weights = read_lora(output).weights
-    with merge_into_modules(model.unet, model.text_encoder, weights, -0.5):
+    with merge_into_modules(model.weight_of, weights, -0.5):
         mine = sample(model, ["a cat", "a red star"], [1, 2], steps=2, guidance=[3.0, 1.0], **SIZE)
     for path, expected in zip(drawn.pictures, mine, strict=True):
         np.testing.assert_allclose(read(path), expected, atol=0.004)

@@ -372,8 +372,11 @@ def _register_inspect(commands: Commands) -> None:
 
 def _inspect(arguments: argparse.Namespace, session: Session) -> Answer:
     from copier.app import operations
+    from copier.digest import DigestMemory
 
-    found = operations.inspect(arguments.file)
+    # What is remembered is used, but looking at a file writes nothing.
+    digest = DigestMemory(session.settings.digests, write=False).digest
+    found = operations.inspect(arguments.file, digest)
     if found["recipe_problem"]:
         session.note(found["recipe_problem"])
     return Answer(found, _inspected(found))
@@ -384,6 +387,7 @@ def _inspected(found: dict[str, Any]) -> str:
         ("file", f"{found['name']}, {size(found['bytes'])}"),
         ("is", " ".join(part for part in (found["family"], found["kind"], found["layout"]) if part)),
         ("tensors", f"{found['tensors']} ({_counts(found['dtypes'])})"),
+        ("SHA-256", found["sha256"]),
     ]
     rows += [(name, text) for name, text in found["details"].items()]
     if "modules" in found:

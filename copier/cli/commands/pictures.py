@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from copier.cli.commands.run import result_lines
+from copier.cli.model_options import add_model_options, model_options
 from copier.cli.parser import Commands, assignment, finite, positive, seed, weighted_file
 from copier.cli.session import Answer, Session
 from copier.cli.text import table
@@ -59,6 +60,7 @@ def _register_generate(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("pictures"), metavar="DIR", help="folder (default: pictures)"
     )
+    add_model_options(parser)
 
 
 def _generate(arguments: argparse.Namespace, session: Session) -> Answer:
@@ -78,6 +80,7 @@ def _generate(arguments: argparse.Namespace, session: Session) -> Answer:
         height=height,
         device=arguments.device,
         threads=arguments.threads,
+        model=model_options(arguments),
     )
     drawn = draw(request, session.settings, observer=session.progress, cancel=session.stoppable())
     data = [{"file": str(one.path), "prompt": one.prompt, "seed": one.seed} for one in drawn]
@@ -202,6 +205,7 @@ def _register_evaluate(commands: Commands) -> None:
         metavar="DIR",
         help="folder (default: evaluation); a report of this program that is there is replaced",
     )
+    add_model_options(parser)
 
 
 def _evaluate(arguments: argparse.Namespace, session: Session) -> Answer:
@@ -231,6 +235,7 @@ def _evaluate(arguments: argparse.Namespace, session: Session) -> Answer:
         control=arguments.control,
         device=arguments.device,
         threads=arguments.threads,
+        model=model_options(arguments),
     )
     files = measuring.measure(
         request, session.settings, observer=session.progress, cancel=session.stoppable()

@@ -7,11 +7,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from copier.cli.model_options import add_model_options, model_options
 from copier.cli.parser import Commands, Parser, assignment, named_path, positive, seed
 from copier.cli.session import Answer, Session
 from copier.cli.text import number, stage_table, table
 from copier.errors import BadInput
-from copier.model_options import ModelOptions, Prediction, Switch
+from copier.request import Fit
 
 if TYPE_CHECKING:
     from copier.app.service import Outcome
@@ -45,6 +46,13 @@ def register(commands: Commands) -> None:
         _run,
         checkpoint=True,
     )
+    add_run_options(parser).add_argument(
+        "--dry-run", action="store_true", help="only show the stages, with keys and reasons"
+    )
+
+
+def add_run_options(parser: Parser) -> Any:
+    """The recipe, the pair and all that says how it is run; the group of the last."""
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a recipe's .json file")
     pair = parser.add_argument_group("the pair (one of --a, --a-prompt; one of --b, --edit)")
     pair.add_argument("--a", type=Path, metavar="PATH", help="the original, a picture file, or a folder")
@@ -77,9 +85,15 @@ def register(commands: Commands) -> None:
         help="LoRA file that the recipe starts from; may be repeated",
     )
     pair.add_argument(
+        "--fit",
+        choices=[one.value for one in Fit],
+        default=Fit.NONE.value,
+        help="crop or pad files whose sides are no multiples of 64; nothing is scaled (default: refuse them)",
+    )
+    pair.add_argument(
         "--captions", type=Path, metavar="DIR", help="caption files, for recipes that read them"
     )
-    _add_model_options(parser)
+    add_model_options(parser)
     how = parser.add_argument_group("the run")
     how.add_argument(
         "--set",
@@ -104,27 +118,7 @@ def register(commands: Commands) -> None:
     add_seeds(how)
     _add_script_options(parser)
     how.add_argument("--title", default="", metavar="TEXT", help="what the result is called")
-    how.add_argument("--dry-run", action="store_true", help="only show the stages, with keys and reasons")
-
-
-def _add_model_options(parser: Parser) -> None:
-    group = parser.add_argument_group("the checkpoint")
-    group.add_argument("--vae", type=Path, metavar="FILE", help="autoencoder in place of its own")
-    group.add_argument(
-        "--clip-skip", type=positive, default=1, metavar="N", help="as WebUIs count it; SD 1.x (default: 1)"
-    )
-    group.add_argument(
-        "--prediction",
-        choices=[one.value for one in Prediction],
-        default=Prediction.AUTO.value,
-        help="what the checkpoint predicts: noise (epsilon) or velocity (v); auto goes by the file",
-    )
-    group.add_argument(
-        "--zero-terminal-snr",
-        choices=[one.value for one in Switch],
-        default=Switch.AUTO.value,
-        help="whether its noise schedule ends at pure noise; auto goes by the file",
-    )
+    return how
 
 
 def _add_script_options(parser: Parser) -> None:
@@ -137,6 +131,9 @@ def _add_script_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--sample-every", type=positive, default=0, metavar="N", help="draw pictures every N training steps"
+    )
+    group.add_argument(
+        "--save-every", type=positive, default=0, metavar="N", help="save the LoRA every N steps as well"
     )
     group.add_argument(
         "--extra",
@@ -159,8 +156,7 @@ def add_seeds(parser: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace, session: Session) -> Answer:
-    _check_choice(arguments)
-    request = _request(arguments, session)
+    request = requested(arguments, session)
     from copier.app import figures, service
 
     if arguments.dry_run:
@@ -216,7 +212,9 @@ def _check_choice(arguments: argparse.Namespace) -> None:
                 raise BadInput(f"{option} {name}=... is given twice: give it once")
 
 
-def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
+def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
+    """The run that the options of ``add_run_options`` ask for."""
+    _check_choice(arguments)
     from copier.app.cards import fitted
     from copier.codec import load_recipe, with_value
     from copier.request import RunRequest, ScriptOptions
@@ -238,13 +236,8 @@ def _request(arguments: argparse.Namespace, session: Session) -> RunRequest:
         device=arguments.device,
         threads=arguments.threads,
         captions=arguments.captions,
-        model=ModelOptions(
-            arguments.vae,
-            arguments.clip_skip,
-            Prediction(arguments.prediction),
-            Switch(arguments.zero_terminal_snr),
-        ),
-        scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every),
+        model=model_options(arguments),
+        scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every, arguments.save_every),
     )
 
 
@@ -267,7 +260,8 @@ def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source
             raise BadInput(f"both --{name} and --pictures {name}=... are given: give one")
         if path is not None:
             paths[name] = path
-    pictures: dict[str, Source] = {name: PictureFiles.at(path) for name, path in paths.items()}
+    fit = Fit(arguments.fit)
+    pictures: dict[str, Source] = {name: PictureFiles.at(path, fit) for name, path in paths.items()}
     if arguments.a_prompt is not None:
         if "a" in paths:
             raise BadInput("both --a-prompt and --pictures a=... are given: give one")
