@@ -28,7 +28,7 @@ def _install(webui: Path) -> list[Path]:
 def _serve(session: Session) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise NotInstalled(
-            "the page needs gradio, which is not installed: pip install gradio==4.40.0, or use the WebUI's tab"
+            "the page needs gradio, which is not installed: pip install gradio==4.40.0, or use a WebUI"
         )
     from copier.app.jobs import JobService
     from copier.app.ports import Security

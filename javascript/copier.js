@@ -84,15 +84,16 @@
         if (box) box.style.setProperty("--copier-at", input.value + "%");
     }
 
-    // A frame with the report is as high as what is in it.
-    function fitFrames() {
+    // The report inside its frame is light or dark like the page around it.
+    function themeFrames() {
         for (const frame of root().querySelectorAll("#copier_tab iframe.copier-frame")) {
             const page = frame.contentDocument;
             if (!page || !page.body) continue;
             const dark = document.body.classList.contains("dark");
-            page.documentElement.style.colorScheme = dark ? "dark" : "light";
-            const height = page.documentElement.scrollHeight;
-            if (height && Math.abs(frame.clientHeight - height) > 2) frame.style.height = height + "px";
+            frame.style.colorScheme = dark ? "dark" : "light";
+            for (const meta of page.querySelectorAll('meta[name="color-scheme"]')) {
+                meta.content = dark ? "dark" : "light";
+            }
         }
     }
 
@@ -101,5 +102,5 @@
         document.addEventListener(type, changed, true);
     }
     document.addEventListener("visibilitychange", soon);
-    setInterval(() => { tick(); placeMessages(); fitFrames(); }, 250);
+    setInterval(() => { tick(); placeMessages(); themeFrames(); }, 250);
 })();

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from copier.app.trainer import TrainerStatus
 
 _THUMB = 160
+_NEWEST = 12
+"""Pictures on the way that are shown."""
 
 
 def intro() -> Markup:
@@ -237,7 +239,7 @@ def samples(view: JobView | None) -> Markup:
         return Markup("")
     tiles = [
         tag("figure", tag("img", src=thumbnail(path, _THUMB), alt=label), tag("figcaption", label))
-        for label, path in view.samples
+        for label, path in view.samples[-_NEWEST:]
         if path.is_file()
     ]
     return tag("div", tag("b", words.SAMPLES), tag("div", tiles, class_="copier-thumbs"))

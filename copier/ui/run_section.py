@@ -201,10 +201,6 @@ class ResultPart:
         with gr.Column(elem_classes="copier-card"):
             html("result.head", pieces.heading("", words.RESULT))
             self.figures = html("result.figures", pieces.result(None))
-            with gr.Accordion(
-                "Report: gate, weight strip, loss", open=True, visible=False, elem_id=elem_id("result.fold")
-            ) as self.fold:
-                self.report = html("result.report")
             with gr.Column(visible=False, elem_id=elem_id("result.installing")) as self.installing:
                 with gr.Row():
                     text(form, "result.name", "Name", "Of the new file in the LoRA folder.")
@@ -220,6 +216,13 @@ class ResultPart:
                 choice(form, "result.preview", "Preview", (*PREVIEWS.values(), "None"), value=PREVIEWS["b"])
                 self.install = button("result.install", "Install in the LoRA folder", variant="primary")
                 self.said = html("result.said")
+
+    def below(self) -> None:
+        """The report, across the whole width."""
+        with gr.Accordion(
+            "Report: gate, weight strip, loss", open=True, visible=False, elem_id=elem_id("result.fold")
+        ) as self.fold:
+            self.report = html("result.report")
 
     def outputs(self) -> set[Any]:
         """All that ``seen`` may change."""

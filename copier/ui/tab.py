@@ -43,13 +43,15 @@ class Tab:
         self.edits: Sequence[Mapping[str, Any]] = edits_json()
         html("intro", pieces.intro())
         with gr.Tabs(elem_id=elem_id("sections")):
-            with gr.Tab("Make a LoRA", elem_id=elem_id("make")), gr.Row(elem_classes="copier-columns"):
-                with gr.Column(scale=1, min_width=320):
-                    self.original = OriginalSection(self.form, parts)
-                    self.edited = EditedSection(self.form, parts, self.edits)
-                    self.recipe = RecipeSection(self.form, parts, first_recipe(parts))
-                with gr.Column(scale=1, min_width=320):
-                    self.run = RunSection(self.form, parts)
+            with gr.Tab("Make a LoRA", elem_id=elem_id("make")):
+                with gr.Row(elem_classes="copier-columns"):
+                    with gr.Column(scale=1, min_width=320):
+                        self.original = OriginalSection(self.form, parts)
+                        self.edited = EditedSection(self.form, parts, self.edits)
+                        self.recipe = RecipeSection(self.form, parts, first_recipe(parts))
+                    with gr.Column(scale=1, min_width=320):
+                        self.run = RunSection(self.form, parts)
+                self.run.result.below()
             with gr.Tab("Tools", elem_id=elem_id("tools")):
                 self.tools = ToolsSection(self.form, parts)
             with gr.Tab("Setup", elem_id=elem_id("setup")) as self.setup_tab:

@@ -60,7 +60,7 @@ def every_kind() -> Recipe:
 def headings() -> set[tuple[str, str]]:
     """Fields that are specs themselves: their fields are in the form in their place, and stages one by one."""
     found = {("Recipe", "stages")}
-    for spec in {*STAGE_KINDS.values(), *(type(getattr(TrainStage("t", "a"), "training")),)}:
+    for spec in {*STAGE_KINDS.values(), *(type(TrainStage("t", "a").training),)}:
         for name, hint in typing.get_type_hints(spec).items():
             if dataclasses.is_dataclass(hint):
                 found.add((spec.__name__, name))

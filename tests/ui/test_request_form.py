@@ -131,7 +131,7 @@ def test_a_picture_that_fits_is_not_touched(settings: Any, picture: Path) -> Non
 
 def test_what_is_no_picture_is_not_kept(settings: Any, tmp_path: Path) -> None:
     (tmp_path / "fake.png").write_text("no picture")
-    with pytest.raises(BadPicture, match="fake.png"):
+    with pytest.raises(BadPicture, match="fake"):
         keep_picture(tmp_path / "fake.png", settings)
     assert not settings.pictures.exists()
 
