@@ -90,9 +90,17 @@
             const page = frame.contentDocument;
             if (!page || !page.body) continue;
             const dark = document.body.classList.contains("dark");
-            frame.style.colorScheme = dark ? "dark" : "light";
-            for (const meta of page.querySelectorAll('meta[name="color-scheme"]')) {
-                meta.content = dark ? "dark" : "light";
+            if (page.documentElement.dataset.dark === String(dark)) continue;
+            page.documentElement.dataset.dark = String(dark);
+            page.documentElement.style.colorScheme = dark ? "dark" : "light";
+            for (const sheet of page.styleSheets) {
+                for (const rule of sheet.cssRules) {
+                    if (!rule.media) continue;
+                    const text = rule.dataCopier || rule.media.mediaText;
+                    if (!text.includes("prefers-color-scheme: dark")) continue;
+                    rule.dataCopier = text;
+                    rule.media.mediaText = dark ? "all" : "not all";
+                }
             }
         }
     }
