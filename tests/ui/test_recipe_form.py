@@ -109,7 +109,9 @@ def other_value(path: str, value: Any) -> Any:
     if leaf.shape in (Shape.WHOLE, Shape.NUMBER):
         low, high = leaf.field.minimum or 0, leaf.field.maximum or 1
         return next(one for one in (low, high, low + (64 if "resolution" in path else 1)) if one != value)
-    return {"numbers": "0.25, 0.75", "lines": "one\ntwo", "parts": "copier = 0.5", "text": "other"}[leaf.shape.value]
+    return {"numbers": "0.25, 0.75", "lines": "one\ntwo", "parts": "copier = 0.5", "text": "other"}[
+        leaf.shape.value
+    ]
 
 
 def test_each_field_reaches_its_own_place_in_the_recipe_and_no_other() -> None:
@@ -186,7 +188,9 @@ def test_no_field_is_hidden_for_good() -> None:
                         given |= {"train.training.captions.policy": policy, "train.training.captions.texts": texts,
                                   "train.training.captions.shuffle": True, "train.training.conv_rank": 2,
                                   "train.training.loss_weighting": "min_snr"}  # fmt: skip
-                    for method, threshold in (("sv_ratio", 2), ("rank", 0)) if hasattr(stage, "ranks") else ():
+                    for method, threshold in (
+                        (("sv_ratio", 2), ("rank", 0)) if hasattr(stage, "ranks") else ()
+                    ):
                         kind = kind_of(stage)
                         more = {f"{kind}.ranks.method": method, f"{kind}.ranks.threshold": threshold}
                         changed, _, _ = with_form(recipe, stage.name, more)

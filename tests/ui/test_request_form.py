@@ -82,7 +82,9 @@ def test_several_problems_are_all_said(host: Any, settings: Any) -> None:
     assert {one.path for one in found.problems} == {"original.files", "run.seeds", "run.threads"}
 
 
-def test_from_outside_no_arguments_and_no_foreign_paths(host: Any, settings: Any, picture: Path, tmp_path: Path) -> None:
+def test_from_outside_no_arguments_and_no_foreign_paths(
+    host: Any, settings: Any, picture: Path, tmp_path: Path
+) -> None:
     outside = tmp_path / "elsewhere"
     outside.mkdir()
     more = {"run__extra": "--network_module evil", "run__captions": str(outside)}
@@ -90,7 +92,10 @@ def test_from_outside_no_arguments_and_no_foreign_paths(host: Any, settings: Any
     found = asked(host, settings, Pictures((picture,)), **more)
     assert {one.path for one in found.problems} == {"run.extra", "run.captions"}
     host.guarded = Security(listening=True, insecure_access=True)
-    assert asked(host, settings, Pictures((picture,)), **more).request.scripts.extra == ("--network_module", "evil")
+    assert asked(host, settings, Pictures((picture,)), **more).request.scripts.extra == (
+        "--network_module",
+        "evil",
+    )
 
 
 def test_edited_pictures_of_a_set_are_found_by_name(host: Any, settings: Any, tmp_path: Path) -> None:
