@@ -118,10 +118,13 @@ def _operation(payload: Mapping[str, Any]) -> tuple[Callable[..., Any], Json]:
     if not isinstance(arguments, Mapping):
         raise BadInput(f"the arguments of {name!r} are {arguments!r}: give a JSON object")
     read = dict(arguments)
-    if "loras" in read:
-        read["loras"] = [(path, float(weight)) for path, weight in read["loras"]]
-    if "ratios" in read:
-        read["ratios"] = tuple(read["ratios"])
+    try:
+        if "loras" in read:
+            read["loras"] = [(str(path), float(weight)) for path, weight in read["loras"]]
+        if "ratios" in read:
+            read["ratios"] = tuple(map(float, read["ratios"]))
+    except (TypeError, ValueError):
+        raise BadInput(f"{name!r} takes loras as [path, weight], and ratios as numbers") from None
     return getattr(operations, name), read
 
 

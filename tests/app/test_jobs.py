@@ -138,8 +138,9 @@ def test_one_of_two_services_works_the_queue_and_the_other_takes_over(
     ended(service, service.submit_work("toy", {"name": "first"}))
     other.start()
     assert (service.runner(), other.runner()) == ("here", "elsewhere")
-    with pytest.raises(BadInput, match="another process works the queue"):
-        another(settings, toy).work()
+    for one in (another(settings, toy), service):
+        with pytest.raises(BadInput, match="the queue is worked already"):
+            one.work()
     service.close()
     job = other.submit_work("toy", {"name": "after"})
     assert ended(other, job).state is JobState.DONE
@@ -443,6 +444,8 @@ def test_an_operation_on_files_is_a_job_too(runs: JobService, folder: Path, doub
         runs.submit_work(OPERATION, operation_payload("resize", lora="none.safetensors", out="x.safetensors"))
     with pytest.raises(BadInput, match="missing a required argument: 'lora'"):
         runs.submit_work(OPERATION, {"operation": "resize", "arguments": {"loro": "x"}})
+    with pytest.raises(BadInput, match="as \\[path, weight\\]"):
+        runs.submit_work(OPERATION, {"operation": "combine", "arguments": {"loras": ["x"], "out": "y"}})
     with pytest.raises(UnknownName):
         runs.submit_work(OPERATION, {"operation": "unlink", "arguments": {}})
     (done,) = runs.work()
