@@ -28,6 +28,8 @@ from copier.progress import CancelToken, Observer, ProgressEvent
 from copier.request import Edit, PictureFiles, RunRequest
 
 PATIENCE = 30.0
+KILLS = int(os.environ.get("COPIER_TEST_KILLS", "3"))
+STOPS = int(os.environ.get("COPIER_TEST_STOPS", "3"))
 
 
 class Toy:
@@ -371,6 +373,24 @@ def test_a_stop_within_a_stage_leaves_whole_files_only_and_a_repetition_goes_on(
     assert ("train", "lora") in worker.calls
 
 
+def test_stops_at_random_moments_leave_no_child_and_no_half_file(
+    runs: JobService, request_: RunRequest, worker: Any, folder: Path
+) -> None:
+    worker.on_train = lambda self, cancel: time.sleep(0.02)
+    runs.start()
+    for number in range(STOPS):
+        job = runs.submit(replace(request_, out=folder / "out" / str(number)))
+        time.sleep(random.uniform(0, 0.6))
+        runs.cancel(job.id)
+        assert ended(runs, job).state in (JobState.STOPPED, JobState.DONE)
+        assert worker.alive == 0
+        assert leftovers(Settings(folder / "data")) == []
+        assert not [path for path in (folder / "out").rglob("*") if path.name.startswith(".")]
+        shutil.rmtree(folder / "data" / "stages", ignore_errors=True)
+    worker.on_train = None
+    assert ended(runs, runs.retry("1")).state is JobState.DONE
+
+
 def test_a_run_that_lacked_memory_is_repeated_with_what_it_offers(
     runs: JobService, request_: RunRequest, worker: Any
 ) -> None:
@@ -478,9 +498,6 @@ def kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
-KILLS = int(os.environ.get("COPIER_TEST_KILLS", "4"))
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.usefixtures("one_thread")
 def test_whenever_the_process_is_killed_the_queue_goes_on_and_nothing_is_half_there(
@@ -539,6 +556,29 @@ def test_when_the_process_that_works_the_queue_is_killed_another_takes_over(
     assert ended(service, waiting).state is JobState.DONE
     assert service.job(cut_off.id).state is JobState.INTERRUPTED
     assert toy.done == ["waiting"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_whenever_a_process_that_submits_is_killed_every_job_is_whole(settings: Settings, toy: Toy) -> None:
+    for _ in range(KILLS):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    job = another(settings, toy).submit_work("toy", {"name": "x" * 5_000})
+                    another(settings, toy).cancel(job.id)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0.02, 0.2))
+        kill(child)
+    service = another(settings, toy)
+    last = service.submit_work("toy", {"name": "last"})
+    service.work()
+    assert leftovers(settings) == []
+    folders = [path for path in settings.jobs.iterdir() if path.is_dir()]
+    assert {job.folder for job in service.jobs()} == set(folders)
+    assert service.job(last.id).state is JobState.DONE
+    assert {job.state for job in service.jobs()} <= {JobState.STOPPED, JobState.DONE}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
