@@ -53,7 +53,7 @@ def work_run(payload: Mapping[str, Any], settings: Settings, observer: Observer,
         cancel=cancel,
     )
     data = figures.outcome_json(outcome)
-    paths = {*(data["report"] or {}).values(), *(path for files in data["files"] for path in files.values())}
+    paths = {*map(str, outcome.places), *(data["report"] or {}).values()}
     # What was there already, with the same content, is someone else's.
     ours = [path for path in sorted(paths) if os.stat(path).st_mtime >= began - _CLOCK_SECONDS]
     return {**data, "written": {path: file_digest(path) for path in ours}}

@@ -443,6 +443,10 @@ def test_removing_says_what_it_takes_and_takes_nothing_that_is_someone_elses(
     result = folder / "out" / "grayscale.safetensors"
     changed = folder / "out" / "copier.safetensors"
     changed.write_bytes(b"the user's now")
+    lone = runs.submit(replace(request_, out=folder / "lone"))
+    runs.work()
+    assert runs.remove(lone.id, output=True).output > 0
+    assert list((folder / "lone").iterdir()) == []
     removed = runs.remove(job.id, output=True, stages=True)
     assert removed.stages == alone
     assert result in removed.files
