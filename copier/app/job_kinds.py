@@ -53,7 +53,7 @@ def work_run(payload: Mapping[str, Any], settings: Settings, observer: Observer,
         cancel=cancel,
     )
     data = figures.outcome_json(outcome)
-    paths = {*(data["report"] or {}).values(), *(path for files in data["files"] for path in files.values())}
+    paths = {*map(str, outcome.places), *(data["report"] or {}).values()}
     # What was there already, with the same content, is someone else's.
     ours = [path for path in sorted(paths) if os.stat(path).st_mtime >= began - _CLOCK_SECONDS]
     return {**data, "written": {path: file_digest(path) for path in ours}}
@@ -118,10 +118,13 @@ def _operation(payload: Mapping[str, Any]) -> tuple[Callable[..., Any], Json]:
     if not isinstance(arguments, Mapping):
         raise BadInput(f"the arguments of {name!r} are {arguments!r}: give a JSON object")
     read = dict(arguments)
-    if "loras" in read:
-        read["loras"] = [(path, float(weight)) for path, weight in read["loras"]]
-    if "ratios" in read:
-        read["ratios"] = tuple(read["ratios"])
+    try:
+        if "loras" in read:
+            read["loras"] = [(str(path), float(weight)) for path, weight in read["loras"]]
+        if "ratios" in read:
+            read["ratios"] = tuple(map(float, read["ratios"]))
+    except (TypeError, ValueError):
+        raise BadInput(f"{name!r} takes loras as [path, weight], and ratios as numbers") from None
     return getattr(operations, name), read
 
 

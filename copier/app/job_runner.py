@@ -94,11 +94,11 @@ class Runner:
         """Carry out what is queued, in this thread, until the queue is empty; the jobs as they ended.
 
         Raises:
-            BadInput: another process works the queue.
+            BadInput: another process works the queue, or a thread of this one.
             Cancelled: the token was set; the running job is ``interrupted``.
         """
-        if not self._lock.acquire():
-            raise BadInput("another process works the queue already: what is queued will be run there")
+        if self.here or not self._lock.acquire():
+            raise BadInput("the queue is worked already, here or by another process: wait for what is queued")
         done = []
         try:
             self._files.recover()

@@ -110,7 +110,7 @@ class JobService:
         """Carry out what is queued, in this thread, until the queue is empty; the jobs as they ended.
 
         Raises:
-            BadInput: another process works the queue.
+            BadInput: another process works the queue, or the thread that ``start`` began.
             Cancelled: the token was set; the job that ran is ``interrupted``.
         """
         return self._runner.work_here(observer=observer, cancel=cancel or CancelToken())

@@ -23,6 +23,7 @@ from copier.codec import (
     FORMAT,
     RECIPE_KEY,
     builtin_recipes,
+    load_recipe,
     recipe_from_json,
     recipe_to_json,
 )
@@ -119,6 +120,22 @@ def own_presets(settings: Settings) -> dict[str, Recipe]:
         except (OSError, UnicodeDecodeError, CopierError) as error:
             log.warning("the preset %s is left out: %s", path.name, error)
     return found
+
+
+def find_recipe(name_or_path: str, settings: Settings) -> Recipe:
+    """A preset of the user's own, a built-in recipe, or one from a ``.json`` file.
+
+    Raises:
+        UnknownName: there is none.
+        BadInput: as ``codec.load_recipe``.
+    """
+    presets = own_presets(settings)
+    if name_or_path in presets:
+        return presets[name_or_path]
+    try:
+        return load_recipe(name_or_path)
+    except UnknownName:
+        raise UnknownName("recipe", name_or_path, {*builtin_recipes(), *presets}) from None
 
 
 def save_preset(recipe: Recipe, name: str, settings: Settings, *, overwrite: bool = False) -> Path:

@@ -56,13 +56,15 @@ from copier.training.sd_scripts import list_options
 class Outcome:
     """Finished runs, the files of each by stage name, and the report (None without evaluation).
 
-    ``repeats`` are for each run the same with other training seeds.
+    ``repeats`` are for each run the same with other training seeds. ``places`` are all files that were
+    handed over but for the report's: what was there already with the same content is among them.
     """
 
     runs: tuple[FinishedRun, ...]
     files: tuple[dict[str, Path], ...]
     report: ReportFiles | None
     repeats: tuple[tuple[FinishedRun, ...], ...] = ()
+    places: tuple[Path, ...] = ()
 
     @property
     def everything(self) -> tuple[FinishedRun, ...]:
@@ -162,6 +164,7 @@ def execute(
     store = StageStore(settings.stages)
     store.remove_leftovers()
     finished, files = [], []
+    places: list[Path] = []
     with Crew(settings, device=wanted[0].device, threads=wanted[0].threads) as crew:
 
         def carried_out(request: RunRequest) -> FinishedRun:
@@ -172,12 +175,12 @@ def execute(
 
         for request in wanted:
             finished.append(carried_out(request))
-            files.append(results.publish_run(finished[-1]))
+            files.append(results.publish_run(finished[-1], seen=places.append))
         repeats = [tuple(carried_out(one) for one in others) for others in repeated]
     written = None
     if all(any(stage.kind == "evaluate" for stage in one.plan.stages) for one in finished):
         written = results.report(finished, files, repeats)
-    return Outcome(tuple(finished), tuple(files), written, tuple(repeats))
+    return Outcome(tuple(finished), tuple(files), written, tuple(repeats), tuple(places))
 
 
 def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:

@@ -136,12 +136,14 @@ def _copied(source: Path, place: Path) -> bool:
     return True
 
 
-def publish_run(run: FinishedRun) -> dict[str, Path]:
+def publish_run(
+    run: FinishedRun, *, seen: Callable[[Path], None] = lambda place: None
+) -> dict[str, Path]:
     """Put pictures, LoRAs and recipe of a finished run into its output folder; paths by stage name.
 
     What does not depend on changed pictures, such as the copier, bears its stage's name, the result
     that of the run's title or edit, anything else both. Of a set of several pictures the first one's
-    path is given. LoRA files that the run was given are not copied.
+    path is given. LoRA files that the run was given are not copied. ``seen`` is told every place.
     """
     out, stem = run.request.out, file_stem(run)
     published: dict[str, Path] = {}
@@ -151,6 +153,8 @@ def publish_run(run: FinishedRun) -> dict[str, Path]:
         names = [f"{name}.png"] if len(sources) == 1 else [f"{name}-{i + 1}.png" for i in range(len(sources))]
         places = [publish(source, out / one) for source, one in zip(sources, names, strict=True)]
         published[pictures.name] = places[0]
+        for place in places:
+            seen(place)
     # In the store, so that what a killed run leaves is swept with its other leftovers.
     store = StageStore(run.stages[0].entry.folder.parent)
     with store.scratch("publish") as scratch:
@@ -162,9 +166,10 @@ def publish_run(run: FinishedRun) -> dict[str, Path]:
                 final.parent.mkdir()
                 _write_final(run, one.stage, final)
                 published[one.stage.name] = publish(final, out / final.name, same=_same_origin)
+                seen(published[one.stage.name])
         recipe = scratch / f"{stem}-recipe.json"
         recipe.write_text(json.dumps(recipe_to_json(run.request.recipe), indent=1) + "\n", encoding="utf-8")
-        publish(recipe, out / recipe.name)
+        seen(publish(recipe, out / recipe.name))
     return published
 
 

@@ -28,6 +28,8 @@ from copier.progress import CancelToken, Observer, ProgressEvent
 from copier.request import Edit, PictureFiles, RunRequest
 
 PATIENCE = 30.0
+KILLS = int(os.environ.get("COPIER_TEST_KILLS", "3"))
+STOPS = int(os.environ.get("COPIER_TEST_STOPS", "3"))
 
 
 class Toy:
@@ -138,8 +140,9 @@ def test_one_of_two_services_works_the_queue_and_the_other_takes_over(
     ended(service, service.submit_work("toy", {"name": "first"}))
     other.start()
     assert (service.runner(), other.runner()) == ("here", "elsewhere")
-    with pytest.raises(BadInput, match="another process works the queue"):
-        another(settings, toy).work()
+    for one in (another(settings, toy), service):
+        with pytest.raises(BadInput, match="the queue is worked already"):
+            one.work()
     service.close()
     job = other.submit_work("toy", {"name": "after"})
     assert ended(other, job).state is JobState.DONE
@@ -370,6 +373,24 @@ def test_a_stop_within_a_stage_leaves_whole_files_only_and_a_repetition_goes_on(
     assert ("train", "lora") in worker.calls
 
 
+def test_stops_at_random_moments_leave_no_child_and_no_half_file(
+    runs: JobService, request_: RunRequest, worker: Any, folder: Path
+) -> None:
+    worker.on_train = lambda self, cancel: time.sleep(0.02)
+    runs.start()
+    for number in range(STOPS):
+        job = runs.submit(replace(request_, out=folder / "out" / str(number)))
+        time.sleep(random.uniform(0, 0.6))
+        runs.cancel(job.id)
+        assert ended(runs, job).state in (JobState.STOPPED, JobState.DONE)
+        assert worker.alive == 0
+        assert leftovers(Settings(folder / "data")) == []
+        assert not [path for path in (folder / "out").rglob("*") if path.name.startswith(".")]
+        shutil.rmtree(folder / "data" / "stages", ignore_errors=True)
+    worker.on_train = None
+    assert ended(runs, runs.retry("1")).state is JobState.DONE
+
+
 def test_a_run_that_lacked_memory_is_repeated_with_what_it_offers(
     runs: JobService, request_: RunRequest, worker: Any
 ) -> None:
@@ -422,6 +443,10 @@ def test_removing_says_what_it_takes_and_takes_nothing_that_is_someone_elses(
     result = folder / "out" / "grayscale.safetensors"
     changed = folder / "out" / "copier.safetensors"
     changed.write_bytes(b"the user's now")
+    lone = runs.submit(replace(request_, out=folder / "lone"))
+    runs.work()
+    assert runs.remove(lone.id, output=True).output > 0
+    assert list((folder / "lone").iterdir()) == []
     removed = runs.remove(job.id, output=True, stages=True)
     assert removed.stages == alone
     assert result in removed.files
@@ -443,6 +468,8 @@ def test_an_operation_on_files_is_a_job_too(runs: JobService, folder: Path, doub
         runs.submit_work(OPERATION, operation_payload("resize", lora="none.safetensors", out="x.safetensors"))
     with pytest.raises(BadInput, match="missing a required argument: 'lora'"):
         runs.submit_work(OPERATION, {"operation": "resize", "arguments": {"loro": "x"}})
+    with pytest.raises(BadInput, match="as \\[path, weight\\]"):
+        runs.submit_work(OPERATION, {"operation": "combine", "arguments": {"loras": ["x"], "out": "y"}})
     with pytest.raises(UnknownName):
         runs.submit_work(OPERATION, {"operation": "unlink", "arguments": {}})
     (done,) = runs.work()
@@ -473,9 +500,6 @@ def in_a_fork(settings: Settings, kinds: tuple[JobKind, ...] = ()) -> int:
 def kill(child: int) -> None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-KILLS = int(os.environ.get("COPIER_TEST_KILLS", "4"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
@@ -536,6 +560,29 @@ def test_when_the_process_that_works_the_queue_is_killed_another_takes_over(
     assert ended(service, waiting).state is JobState.DONE
     assert service.job(cut_off.id).state is JobState.INTERRUPTED
     assert toy.done == ["waiting"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_whenever_a_process_that_submits_is_killed_every_job_is_whole(settings: Settings, toy: Toy) -> None:
+    for _ in range(KILLS):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    job = another(settings, toy).submit_work("toy", {"name": "x" * 5_000})
+                    another(settings, toy).cancel(job.id)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0.02, 0.2))
+        kill(child)
+    service = another(settings, toy)
+    last = service.submit_work("toy", {"name": "last"})
+    service.work()
+    assert leftovers(settings) == []
+    folders = [path for path in settings.jobs.iterdir() if path.is_dir()]
+    assert {job.folder for job in service.jobs()} == set(folders)
+    assert service.job(last.id).state is JobState.DONE
+    assert {job.state for job in service.jobs()} <= {JobState.STOPPED, JobState.DONE}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from copier.app.own_recipes import (
     delete_preset,
+    find_recipe,
     imported,
     own_presets,
     recipe_of_lora,
@@ -58,6 +59,17 @@ def test_a_preset_is_saved_renamed_and_deleted(settings: Settings) -> None:
     for act in (lambda: delete_preset("zwei", settings), lambda: rename_preset("../x", "y", settings)):
         with pytest.raises(UnknownName):
             act()
+
+
+def test_a_recipe_is_found_among_ones_own_the_built_in_ones_and_files(
+    settings: Settings, tmp_path: Path
+) -> None:
+    save_preset(QUICK, "mine", settings)
+    (tmp_path / "file.json").write_text(json.dumps(recipe_to_json(QUICK)), encoding="utf-8")
+    assert find_recipe("mine", settings).stages == QUICK.stages
+    assert find_recipe(QUICK.name, settings) == QUICK == find_recipe(str(tmp_path / "file.json"), settings)
+    with pytest.raises(UnknownName, match="did you mean 'mine'"):
+        find_recipe("mime", settings)
 
 
 @pytest.mark.parametrize("name", ["copier-quick", "COPIER-QUICK", QUICK.title, "../x", "a/b", "", "NUL"])

@@ -22,8 +22,9 @@ def register(commands: Commands) -> None:
         "recipes",
         "list the recipes, or show the stages and numbers of one",
         """
-        List the built-in recipes, or show one with all its stages and numbers. Use it to choose a recipe,
-        and to find the path of a number that `copier run --set PATH=VALUE` changes.
+        List the built-in recipes and the presets of your own, or show one with all its stages and
+        numbers. Use it to choose a recipe, and to find the path of a number that `copier run --set
+        PATH=VALUE` changes.
         """,
         ("recipes", "recipes copier-quick", "recipes copier-quick --json > mine.json"),
         _recipes,
@@ -32,23 +33,26 @@ def register(commands: Commands) -> None:
 
 
 def _recipes(arguments: argparse.Namespace, session: Session) -> Answer:
-    from copier.codec import builtin_recipes, load_recipe, recipe_to_json
+    from copier.app.own_recipes import find_recipe, own_presets
+    from copier.codec import builtin_recipes, recipe_to_json
 
     if arguments.name:
-        recipe = load_recipe(arguments.name)
+        recipe = find_recipe(arguments.name, session.settings)
         return Answer(recipe_to_json(recipe), _described(recipe))
-    found = builtin_recipes().values()
+    own = own_presets(session.settings)
+    found = {**builtin_recipes(), **own}
     data = [
         {
-            "name": one.name,
+            "name": name,
+            "own": name in own,
             "title": one.title,
             "explanation": one.explanation,
             "trainer": one.trainer.value,
             "stages": [stage.name for stage in one.stages],
         }
-        for one in found
+        for name, one in found.items()
     ]
-    rows = [(one.name, one.trainer.value, one.explanation) for one in found]
+    rows = [(name, one.trainer.value, one.explanation) for name, one in found.items()]
     return Answer({"recipes": data}, table(rows, ("recipe", "trainer", "what it does")))
 
 

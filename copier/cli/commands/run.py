@@ -216,11 +216,12 @@ def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
     """The run that the options of ``add_run_options`` ask for."""
     _check_choice(arguments)
     from copier.app.cards import fitted
-    from copier.codec import load_recipe, with_value
+    from copier.app.own_recipes import find_recipe
+    from copier.codec import with_value
     from copier.request import RunRequest, ScriptOptions
 
     checkpoint = session.checkpoint()
-    recipe = load_recipe(arguments.recipe)
+    recipe = find_recipe(arguments.recipe, session.settings)
     recipe, note = fitted(recipe, checkpoint, session.settings, device=arguments.device, card=arguments.card)
     if note:
         session.note(note)
