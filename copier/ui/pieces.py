@@ -53,12 +53,12 @@ def note(text: str, kind: str = "plain") -> Markup:
 def checkpoint_line(checkpoint: CheckpointInfo | None) -> Markup:
     """What is known of a checkpoint."""
     if checkpoint is None:
-        return note("no checkpoint is loaded: choose one from the list", "warning")
+        return note(words.NO_CHECKPOINT, "warning")
     facts = [checkpoint.name, _FAMILIES.get(checkpoint.family, checkpoint.family)]
     if checkpoint.sha256:
         facts.append(checkpoint.sha256[:10])
-    more = " It draws simple shapes, and is there to try things out." if checkpoint.embedded else ""
-    return tag("div", " · ".join(facts), more and tag("span", more), class_="copier-facts")
+    more = tag("span", words.POCKET) if checkpoint.embedded else None
+    return tag("div", tag("span", " · ".join(facts)), more, class_="copier-facts")
 
 
 _FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "flux": "FLUX"}
@@ -341,19 +341,19 @@ def table(rows: Sequence[tuple[str, Content]]) -> Markup:
 def inspected(found: Mapping[str, Any]) -> Markup:
     """What a file is and holds."""
     rows: list[tuple[str, Content]] = [
-        ("File", f"{found['name']}, {found['bytes'] / 1e6:.1f} MB"),
-        ("Kind", " ".join(part for part in (found["family"], found["kind"], found["layout"]) if part)),
-        ("Tensors", f"{found['tensors']} ({_counts(found['dtypes'])})"),
+        (words.FILE, f"{found['name']}, {found['bytes'] / 1e6:.1f} MB"),
+        (words.KIND, " ".join(part for part in (found["family"], found["kind"], found["layout"]) if part)),
+        (words.TENSORS, f"{found['tensors']} ({_counts(found['dtypes'])})"),
     ]
     if "modules" in found:
-        rows.append(("Modules", _counts(found["modules"])))
+        rows.append((words.MODULES, _counts(found["modules"])))
         rows += [(f"Rank, {kind}", _counts(ranks)) for kind, ranks in found["ranks"].items()]
-        rows.append(("Alpha", _counts(found["alphas"])))
+        rows.append((words.ALPHA, _counts(found["alphas"])))
         rows += [(f"Norm, {block}", number(norm, 3)) for block, norm in found["norms"].items()]
     if found["recipe"] is not None:
-        rows.append(("Recipe", f"{found['recipe']['name']}: {found['recipe']['title']}"))
+        rows.append((words.CARRIES, f"{found['recipe']['name']}: {found['recipe']['title']}"))
     if found["recipe_problem"]:
-        rows.append(("Recipe", found["recipe_problem"]))
+        rows.append((words.CARRIES, found["recipe_problem"]))
     rows += [(name, _plain(text)) for name, text in sorted(found["metadata"].items())]
     return tag("div", table(rows), class_="copier-scroll")
 
@@ -366,11 +366,11 @@ def operation(outcome: Mapping[str, Any] | None) -> Markup:
     """What a finished operation wrote."""
     if outcome is None or "output" not in outcome:
         return Markup("")
-    rows: list[tuple[str, Content]] = [("Wrote", Path(outcome["output"]).name)]
+    rows: list[tuple[str, Content]] = [(words.WROTE, Path(outcome["output"]).name)]
     if "changed" in outcome:
-        rows.append(("Changed", str(outcome["changed"])))
+        rows.append((words.WRITTEN, str(outcome["changed"])))
     if outcome.get("residual"):
-        rows.append(("Thrown away", f"{100 * outcome['residual']:.3g} % of the norm"))
+        rows.append((words.LOST, f"{100 * outcome['residual']:.3g} % of the norm"))
     return table(rows)
 
 
@@ -379,16 +379,16 @@ def trainer(status: TrainerStatus) -> Markup:
     packages = status.state.value if status.state is not None else "–"
     scripts = status.sd_scripts.version if status.sd_scripts is not None else "–"
     rows: list[tuple[str, Content]] = [
-        ("sd-scripts", scripts),
-        ("Packages", packages),
-        ("Python", str(status.interpreter.path)),
+        (words.SD_SCRIPTS, scripts),
+        (words.PACKAGES, packages),
+        (words.PYTHON, str(status.interpreter.path)),
     ]
     rows += [
-        ("On the disk", f"{one.size / 1e6:.0f} MB, {one.packages} packages")
+        (words.ON_DISK, f"{one.size / 1e6:.0f} MB, {one.packages} packages")
         for one in status.overlays
         if one.used
     ]
-    ready = note("ready to train", "good") if status.ready else None
+    ready = note(words.TRAINER_READY, "good") if status.ready else None
     return join((ready, table(rows), (note(problem, "warning") for problem in status.problems)))
 
 

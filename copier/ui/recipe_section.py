@@ -289,7 +289,7 @@ class RecipeSection:
             raise BadInput(problems[0].message)
         return {
             **self.show(with_all_trainings(recipe, stage), stage),
-            self.said: pieces.note("Done.", "good"),
+            self.said: pieces.note(words.DONE, "good"),
         }
 
     def json_text(self, data: Any) -> Answer:

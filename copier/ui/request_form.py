@@ -183,7 +183,7 @@ def wanted(
             checkpoint=checkpoint.path,
             pictures=sources,
             loras=loras,
-            out=host.folders().output / _folder_name(title or _edit_name(sources) or recipe.name),
+            out=host.folders().output / folder_name(title or _edit_name(sources) or recipe.name),
             title=title,
             device=str(answers.get("run.device") or "auto"),
             threads=threads or None,
@@ -321,7 +321,7 @@ def _edit_name(sources: Mapping[str, Source]) -> str:
     return next((one.name for one in sources.values() if isinstance(one, Edit)), "")
 
 
-def _folder_name(title: str) -> str:
+def folder_name(title: str) -> str:
     """A folder of its own for every run: by the time, and what it is about."""
     when = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     about = re.sub(r"[^\w+-]+", "-", title).strip("-")[:40]

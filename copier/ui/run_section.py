@@ -9,13 +9,14 @@ from typing import Any
 import gradio as gr
 
 from copier.app.jobs import RUN, Job, JobState, JobView
+from copier.app.measure_job import MEASURE, measure_payload
 from copier.errors import BadInput, CopierError
 from copier.ui import pieces, words
 from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
-from copier.ui.request_form import Wanted, decimal
+from copier.ui.request_form import Wanted, chosen_checkpoint, decimal, folder_name
 
 OFFERS = 3
 """Buttons that repeat a failed job with other settings."""
@@ -90,7 +91,7 @@ class RunSection:
             raise BadInput("nothing runs that could be stopped")
         self.parts.jobs.cancel(job.id)
         return {
-            self.said: pieces.note("Stopping; finished stages are kept."),
+            self.said: pieces.note(words.STOPPING),
             self.stop: gr.update(interactive=False),
         }
 
@@ -215,7 +216,36 @@ class ResultPart:
                     text(form, "result.notes", "Notes", "On the card.")
                 choice(form, "result.preview", "Preview", (*PREVIEWS.values(), "None"), value=PREVIEWS["b"])
                 self.install = button("result.install", "Install in the LoRA folder", variant="primary")
+                with gr.Row():
+                    choice(form, "result.checkpoint", "Measure on another checkpoint", (), scale=3)
+                    self.measure = small_button("result.measure", "Measure", min_width=90)
                 self.said = html("result.said")
+
+    def lists(self) -> Answer:
+        """The checkpoints on which a result can be measured."""
+        names = [one.name for one in self.parts.host.checkpoints()]
+        return {self.form["result.checkpoint"]: gr.update(choices=names)}
+
+    def measured(self, data: Mapping[Any, Any]) -> Answer:
+        """Put a weight strip on that checkpoint into the queue."""
+        job = self.parts.jobs.job(str(data.get(self.shown) or ""))
+        host = self.parts.host
+        given = data.get(self.form["result.checkpoint"])
+        if not given:
+            raise BadInput("no checkpoint is chosen: choose the one to measure on")
+        checkpoint = chosen_checkpoint(given, host)
+        request, lora = job.request, Path((job.outcome or {})["result"])
+        title = f"{job.title or lora.stem} on {checkpoint.name}"
+        payload = measure_payload(
+            lora,
+            checkpoint.path,
+            host.folders().output / folder_name(title),
+            edit=next(iter(request.edits), None),
+            device=request.device,
+            threads=request.threads,
+        )
+        queued = self.parts.jobs.submit_work(MEASURE, payload, title=title)
+        return {self.said: pieces.note(f"{queued.title} waits in the queue; History shows it.", "good")}
 
     def below(self) -> None:
         """The report, across the whole width."""
@@ -231,7 +261,8 @@ class ResultPart:
 
     def seen(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
         """The result of the watched job, when there is another one than before."""
-        done = view is not None and view.job.kind == RUN and view.job.state is JobState.DONE
+        measured = view is not None and view.job.kind in (RUN, MEASURE)
+        done = view is not None and measured and view.job.state is JobState.DONE
         key = view.job.id if view is not None and done else ""
         if sent.get("result") == key:
             return {}
@@ -262,7 +293,13 @@ class ResultPart:
             ),
             self.report: pieces.framed(page),
             self.fold: gr.update(visible=bool(page)),
-            self.installing: gr.update(visible=True),
+            self.installing: gr.update(visible=job.kind == RUN),
+            **(self._offered(outcome) if job.kind == RUN else {}),
+        }
+
+    def _offered(self, outcome: Mapping[str, Any]) -> Answer:
+        """What the form for the card begins with."""
+        return {
             self.form["result.name"]: gr.update(value=Path(outcome["result"]).stem),
             self.form["result.weight"]: gr.update(value=_weight(outcome)),
         }

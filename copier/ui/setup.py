@@ -9,7 +9,7 @@ import gradio as gr
 
 from copier.app.job_kinds import INSTALL
 from copier.errors import BadInput
-from copier.ui import pieces
+from copier.ui import pieces, words
 from copier.ui.form import Form, button, flag, html, number
 from copier.ui.gradio_versions import Answer
 from copier.ui.parts import Parts
@@ -80,14 +80,14 @@ class SetupSection:
     def _folders(self) -> list[tuple[str, Any]]:
         settings, folders = self.parts.settings, self.parts.host.folders()
         return [
-            ("Host", self.parts.host.name),
-            ("LoRA folder (COPIER_LORAS)", str(folders.loras)),
-            ("Output folder (COPIER_OUTPUT)", str(folders.output)),
-            ("Checkpoints (COPIER_CHECKPOINTS)", "; ".join(map(str, folders.checkpoints)) or "–"),
-            ("Data directory (COPIER_DATA)", str(settings.data)),
-            ("Python that trains (COPIER_PYTHON)", str(settings.python)),
-            ("sd-scripts (COPIER_SD_SCRIPTS_DIR)", str(settings.sd_scripts_dir or "the submodule")),
-            ("accelerate (COPIER_ACCELERATE_CONFIG)", str(settings.accelerate or "–")),
+            (words.HOST, self.parts.host.name),
+            (words.LORAS, str(folders.loras)),
+            (words.OUTPUT, str(folders.output)),
+            (words.CHECKPOINTS, "; ".join(map(str, folders.checkpoints)) or "–"),
+            (words.DATA, str(settings.data)),
+            (words.TRAINS, str(settings.python)),
+            (words.SCRIPTS_FOLDER, str(settings.sd_scripts_dir or "the submodule")),
+            (words.ACCELERATE, str(settings.accelerate or "–")),
         ]
 
     def _cache(self) -> str:

@@ -155,7 +155,12 @@ class Tab:
 
     def opened(self, data: Mapping[Any, Any]) -> Answer:
         """A page was opened: the host's lists as they are now."""
-        return {**self.original.lists(), **self.tools.lists(), **self._vaes()}
+        return {
+            **self.original.lists(),
+            **self.tools.lists(),
+            **self.run.result.lists(),
+            **self._vaes(),
+        }
 
     def _vaes(self) -> Answer:
         names = [OWN_VAE, *(one.name for one in self.parts.host.vaes())]
@@ -279,8 +284,12 @@ def _wire_run(tab: Tab) -> None:
     watching = {run.watched, run.sent, tab.tools.job, tab.setup.job}
     seen = run.outputs() | tab.tools.outputs() | tab.setup.outputs()
     listen(run.poll, "click", _logged(tab.observe), watching, seen, queued=False)
-    listen(run.result.install, "click", saying(run.result.installed, run.result.said),
-           tab.form.under("result") | {run.result.shown}, {run.result.said})  # fmt: skip
+    result = tab.form.under("result") | {run.result.shown}
+    for one, handler in (
+        (run.result.install, run.result.installed),
+        (run.result.measure, run.result.measured),
+    ):
+        listen(one, "click", saying(handler, run.result.said), result, {run.result.said})
 
 
 def _again(run: RunSection, number: int, data: Mapping[Any, Any]) -> Answer:
@@ -320,7 +329,7 @@ def _wire_tools(tab: Tab) -> None:
     listen(setup.stop, "click", saying(setup.stopped, setup.said), {setup.job}, {setup.said}, queued=False)
     listen(setup.prune, "click", saying(setup.cut, setup.pruned), settings, {setup.pruned, setup.cache})
     listen(tab.setup_tab, "select", saying(setup.shown, setup.said), (), shown)
-    opened = {*tab.original.lists(), *tools.lists(), tab.form["run.vae"]}
+    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"]}
     listen(tab.run.opened, "click", _logged(tab.opened), (), opened, queued=False)
 
 

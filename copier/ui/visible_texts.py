@@ -12,6 +12,8 @@ from typing import Any
 
 from gradio.blocks import Blocks
 
+from copier.app.edits import edits_json
+from copier.codec import builtin_recipes
 from copier.ui import words
 
 _TAGS = re.compile(r"<[^>]*>")
@@ -21,8 +23,9 @@ _PARTS = ("label", "info", "placeholder")
 
 
 def visible_texts(blocks: Blocks) -> frozenset[str]:
-    """Labels, helps, choices and buttons of the tab, the texts of its HTML, and ``words.EVERY``."""
-    found = set(words.EVERY)
+    """Labels, helps, choices and buttons of the tab, the texts of its HTML, and those that it shows later."""
+    found = {*words.EVERY, *(edit["explanation"] for edit in edits_json())}
+    found |= {recipe.explanation for recipe in builtin_recipes().values()}
     for one in blocks.config["components"] if hasattr(blocks, "config") else ():
         found |= set(_of(one["type"], one["props"]))
     return frozenset(text for text in found if _says_something(text))

@@ -59,7 +59,26 @@ GATE, WEIGHTS = "Gate: is it A every time?", "Suggested weights"
 PASSED, NOT_PASSED = "passed", "not passed"
 CHANGE, CONSISTENCY = "Change at +1", "Consistency"
 
+POCKET = "It draws simple shapes, and is there to try things out."
+NO_CHECKPOINT = "no checkpoint is loaded: choose one from the list"
+DONE = "Done."
+STOPPING = "Stopping; finished stages are kept."
+TRAINER_READY = "ready to train"
+
+ROWS = (
+    FILE, KIND, TENSORS, MODULES, ALPHA, CARRIES, WROTE, WRITTEN, LOST, SD_SCRIPTS, PACKAGES, PYTHON, ON_DISK,
+    HOST, LORAS, OUTPUT, CHECKPOINTS, DATA, TRAINS, SCRIPTS_FOLDER, ACCELERATE,
+) = (
+    "File", "Kind", "Tensors", "Modules", "Alpha", "Recipe", "Wrote", "Changed", "Thrown away", "sd-scripts",
+    "Packages", "Python", "On the disk", "Host", "LoRA folder (COPIER_LORAS)",
+    "Output folder (COPIER_OUTPUT)", "Checkpoints (COPIER_CHECKPOINTS)", "Data directory (COPIER_DATA)",
+    "Python that trains (COPIER_PYTHON)",
+    "sd-scripts (COPIER_SD_SCRIPTS_DIR)", "accelerate (COPIER_ACCELERATE_CONFIG)",
+)  # fmt: skip
+"""Names of rows in tables of facts."""
+
 EVERY = (
+    POCKET, NO_CHECKPOINT, DONE, STOPPING, TRAINER_READY, *ROWS,
     TITLE, LEAD, *(part for step in STEPS for part in step), ORIGINAL, EDITED, RECIPE, RUN, RESULT, HISTORY,
     ORIGINAL_LEAD, EDITED_LEAD, RECIPE_LEAD, NO_ORIGINAL, NO_EDITED, CHANGED, DIFFERENCE, DRAG, A, B, READY,
     BUSY, BLOCKED, UNKNOWN_TIME, NO_JOB, NO_RESULT, NO_REPORT, STAGES, LOSS, SAMPLES, NO_HISTORY, ALIKE,

@@ -58,7 +58,7 @@ def every_kind() -> Recipe:
 
 
 def headings() -> set[tuple[str, str]]:
-    """Fields that are specs themselves: their fields are in the form in their place, and stages one by one."""
+    """Fields that are specs themselves: the form has their fields in their place, and stages one by one."""
     found = {("Recipe", "stages")}
     for spec in {*STAGE_KINDS.values(), *(type(TrainStage("t", "a").training),)}:
         for name, hint in typing.get_type_hints(spec).items():
@@ -185,9 +185,13 @@ def test_no_field_is_hidden_for_good() -> None:
                     given: dict[str, Any] = {"recipe.trainer": trainer}
                     if isinstance(stage, TrainStage):
                         texts = "" if policy == "empty" else "p\nq"
-                        given |= {"train.training.captions.policy": policy, "train.training.captions.texts": texts,
-                                  "train.training.captions.shuffle": True, "train.training.conv_rank": 2,
-                                  "train.training.loss_weighting": "min_snr"}  # fmt: skip
+                        given |= {
+                            "train.training.captions.policy": policy,
+                            "train.training.captions.texts": texts,
+                            "train.training.captions.shuffle": True,
+                            "train.training.conv_rank": 2,
+                            "train.training.loss_weighting": "min_snr",
+                        }
                     for method, threshold in (
                         (("sv_ratio", 2), ("rank", 0)) if hasattr(stage, "ranks") else ()
                     ):
