@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 _ROW = 3
 """Fields beside each other."""
-_HEADINGS = {
-    "train": ("TrainStage", "training"),
-    "difference": ("DifferenceStage", "ranks"),
-    "combine": ("CombineStage", "ranks"),
-    "resize": ("ResizeStage", "ranks"),
+_HEADINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "train": (("TrainStage", "training"), ("TrainingSpec", "captions")),
+    "difference": (("DifferenceStage", "ranks"),),
+    "combine": (("CombineStage", "ranks"),),
+    "resize": (("ResizeStage", "ranks"),),
 }
 """Fields that are groups of others: their help stands above the group."""
 
@@ -108,9 +108,10 @@ class RecipeSection:
         with gr.Column(
             visible=kind == kind_of(recipe.stage(stage)), elem_id=elem_id(f"advanced.{kind}")
         ) as column:
-            if kind in _HEADINGS:
-                spec, name = _HEADINGS[kind]
-                html(f"advanced.{kind}_head", _group_head(FIELDS[spec][name].label, FIELDS[spec][name].help))
+            for spec, name in _HEADINGS.get(kind, ()):
+                html(
+                    f"advanced.{kind}_{name}", _group_head(FIELDS[spec][name].label, FIELDS[spec][name].help)
+                )
             _rows(self.form, own, values, shown)
             with gr.Accordion("How the stage is connected", open=False):
                 _rows(self.form, structure, values, shown)

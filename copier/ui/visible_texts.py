@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-from gradio.blocks import Blocks
 
 from copier.app.edits import edits_json
 from copier.codec import builtin_recipes
@@ -22,11 +20,14 @@ _WORD_OF_RECIPES = re.compile(r"[a-z0-9_-]+")
 _PARTS = ("label", "info", "placeholder")
 
 
-def visible_texts(blocks: Blocks) -> frozenset[str]:
-    """Labels, helps, choices and buttons of the tab, the texts of its HTML, and those that it shows later."""
+def visible_texts(config: Mapping[str, Any]) -> frozenset[str]:
+    """Labels, helps, choices and buttons of the tab, the texts of its HTML, and those that it shows later.
+
+    ``config`` is what gradio sends to the page (``Blocks.get_config_file``).
+    """
     found = {*words.EVERY, *(edit["explanation"] for edit in edits_json())}
     found |= {recipe.explanation for recipe in builtin_recipes().values()}
-    for one in blocks.config["components"] if hasattr(blocks, "config") else ():
+    for one in config["components"]:
         found |= set(_of(one["type"], one["props"]))
     return frozenset(text for text in found if _says_something(text))
 
