@@ -25,7 +25,7 @@
     function tick() {
         const tab = find("copier_tab");
         if (!visible(tab) || document.hidden) return;
-        if (!opened) { opened = press("copier_run__opened"); scheduleCheck(); }
+        if (!opened) opened = press("copier_run__opened");
         const now = Date.now();
         if (waitingSince && pulse() !== heard) { waitingSince = 0; heard = pulse(); settled(); }
         if (waitingSince && now - waitingSince < GIVE_UP) return;
@@ -38,6 +38,15 @@
     function settled() {
         const live = [...root().querySelectorAll("#copier_tab [data-live]")].map((one) => one.dataset.live).join();
         if (live !== wasLive) { wasLive = live; scheduleCheck(); }
+    }
+
+    // The server changes the form too: pictures arrive, a recipe is loaded. Then it is checked again.
+    const ANSWERS = ["original__view", "original__line", "edited__view", "preset__explanation", "preset__said"];
+    let answered = "";
+
+    function noticeAnswers() {
+        const now = ANSWERS.map((name) => (find("copier_" + name) || {}).textContent || "").join("|");
+        if (now !== answered) { answered = now; scheduleCheck(); }
     }
 
     function scheduleCheck() {
@@ -110,5 +119,5 @@
         document.addEventListener(type, changed, true);
     }
     document.addEventListener("visibilitychange", soon);
-    setInterval(() => { tick(); placeMessages(); themeFrames(); }, 250);
+    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); }, 250);
 })();
