@@ -149,6 +149,8 @@ class Engine:
         self._key = self._model = None
 
     def _train(self, request: protocol.TrainRequest, cancel: CancelToken) -> protocol.TrainResult:
+        import torch
+
         from copier.training import builtin
 
         pictures = _read_pictures(request.pictures)
@@ -163,6 +165,8 @@ class Engine:
             clip_skip=request.model.clip_skip,
             stage=request.stage,
         )
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         done = builtin.train(
             model, request.training, pictures, job, observer=self.observer, cancel=cancel
         )
@@ -237,7 +241,7 @@ class Engine:
 
 
 def _peak_memory(device: str) -> int | None:
-    """Bytes: what torch reserved on the card so far, at most; on the processor the whole process."""
+    """Bytes: what torch reserved on the card for the training, at most; else what the whole process took."""
     import torch
 
     if device == "cuda":

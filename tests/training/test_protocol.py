@@ -11,7 +11,7 @@ import pytest
 from copier import errors
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed, UnknownName
 from copier.model_options import ModelOptions, Prediction
-from copier.progress import ProgressEvent
+from copier.progress import Phase, ProgressEvent
 from copier.recipe import CaptionPolicy, CaptionSpec, Precision, Schedule, TrainingSpec
 from copier.training import protocol
 
@@ -57,9 +57,13 @@ def test_requests_survive_a_round_trip_through_one_line(request_: protocol.Reque
 
 
 def test_events_and_results_survive_a_round_trip() -> None:
-    event = ProgressEvent("train", 3, 9, loss=0.5, rate=0.1, message="x")
-    assert protocol.event_from_json(json.loads(json.dumps(protocol.event_to_json(event)))) == event
-    trained = protocol.TrainResult(Path("o"), (0.5, 0.25), 1.5)
+    event = ProgressEvent(
+        "train", 3, 9, loss=0.5, rate=0.1, message="x", phase=Phase.DONE, pictures=("a.png", "b.png")
+    )
+    again = protocol.event_from_json(json.loads(json.dumps(protocol.event_to_json(event))))
+    assert (again, again.phase) == (event, Phase.DONE)
+    assert isinstance(again.phase, Phase)
+    trained = protocol.TrainResult(Path("o"), (0.5, 0.25), 1.5, memory=7)
     assert (
         protocol.train_result(json.loads(json.dumps(protocol.result_to_json(trained)))) == trained
     )

@@ -41,6 +41,7 @@ def test_train_and_sample_do_what_the_functions_do_in_this_process(
     request = TrainRequest(checkpoint, (picture_file,), output, short, stage="copier")
     result = worker.train(request, observer=events.append)
     assert result.output == output and len(result.losses) == 3 and result.seconds > 0
+    assert result.memory is None if os.name == "nt" else result.memory > 1 << 26
     assert read_lora(output).metadata["ss_output_name"] == "lora"
     assert "loading" in events[0].message
     assert (events[-1].stage, events[-1].step) == ("copier", 3)
