@@ -139,8 +139,8 @@ class OriginalSection:
 
     def draw(self, data: Any) -> Answer:
         """Have the host draw; the first picture becomes the original where there is none from elsewhere."""
-        token = self.drawing.begin()
-        found = self.parts.host.generate(self.request(data), ignore, token)
+        with self.drawing.work() as token:
+            found = self.parts.host.generate(self.request(data), ignore, token)
         files = [str(one.path) for one in found]
         shown = [(files[i], f"seed {one.seed}") for i, one in enumerate(found)]
         return {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,29 @@ class Parts:
 
 
 class Stoppable:
-    """One piece of work at a time that a button can stop: the pictures that are being drawn."""
+    """Work that a button can stop: the pictures that are being drawn, for whichever page."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._token: CancelToken | None = None
+        self._tokens: list[CancelToken] = []
 
-    def begin(self) -> CancelToken:
-        """The token of new work; what ran before is asked to stop."""
+    @contextlib.contextmanager
+    def work(self) -> Iterator[CancelToken]:
+        """The token of what is done in the block."""
+        token = CancelToken()
         with self._lock:
-            if self._token is not None:
-                self._token.cancel()
-            self._token = CancelToken()
-            return self._token
+            self._tokens.append(token)
+        try:
+            yield token
+        finally:
+            with self._lock:
+                self._tokens.remove(token)
 
     def stop(self) -> None:
-        """Ask the work to stop."""
+        """Ask all of it to stop."""
         with self._lock:
-            if self._token is not None:
-                self._token.cancel()
+            for token in self._tokens:
+                token.cancel()
 
 
 def saying(handler: Handler, place: Any) -> Handler:
@@ -71,6 +76,3 @@ def saying(handler: Handler, place: Any) -> Handler:
 def paths(values: Sequence[str] | None) -> tuple[Path, ...]:
     """What a page remembers of files, as far as they are still there."""
     return tuple(path for path in map(Path, values or ()) if path.is_file())
-
-
-Check = Callable[[Mapping[Any, Any]], Answer]

@@ -189,15 +189,3 @@ def with_all_trainings(recipe: Recipe, stage: str) -> Recipe:
         for one in recipe.stages
     )
     return replace(recipe, stages=stages)
-
-
-def governing(path: str) -> bool:
-    """Whether other fields show or hide by the value of this one."""
-    return path in {
-        f"{RECIPE}.trainer",
-        "train.training.captions.policy",
-        "train.training.captions.shuffle",
-        "train.training.loss_weighting",
-        "train.training.conv_rank",
-        *(f"{kind}.ranks.method" for kind in ("difference", "combine", "resize")),
-    }

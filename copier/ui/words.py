@@ -37,10 +37,8 @@ UNKNOWN_TIME = "time unknown: nothing like it was made on this machine so far"
 NO_JOB = "Nothing runs. Press Start when the pair looks right."
 NO_RESULT = "The result appears here when a run is done."
 NO_REPORT = "This run has no report: its recipe measures nothing."
-STAGES = "Stages"
 LOSS = "Loss"
 SAMPLES = "Pictures on the way"
-NO_HISTORY = "No runs yet."
 ALIKE = "The two runs have the same settings."
 
 STATES = {
@@ -81,7 +79,7 @@ EVERY = (
     POCKET, NO_CHECKPOINT, DONE, STOPPING, TRAINER_READY, *ROWS,
     TITLE, LEAD, *(part for step in STEPS for part in step), ORIGINAL, EDITED, RECIPE, RUN, RESULT, HISTORY,
     ORIGINAL_LEAD, EDITED_LEAD, RECIPE_LEAD, NO_ORIGINAL, NO_EDITED, CHANGED, DIFFERENCE, DRAG, A, B, READY,
-    BUSY, BLOCKED, UNKNOWN_TIME, NO_JOB, NO_RESULT, NO_REPORT, STAGES, LOSS, SAMPLES, NO_HISTORY, ALIKE,
+    BUSY, BLOCKED, UNKNOWN_TIME, NO_JOB, NO_RESULT, NO_REPORT, LOSS, SAMPLES, ALIKE,
     *STATES.values(), EFFECT,
     LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
 )  # fmt: skip
