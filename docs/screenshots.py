@@ -44,10 +44,12 @@ def take_all(program: Program) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         tab = TabPage(page, program.address).open()
         take(tab, "start")
-        tab.draws(count=4)
+        tab.press("original__generate")
+        tab.waits_for("#copier_edited__view .copier-swipe")
         tab.pick("edited__edit", "Outline")
         tab.says("edited__explanation", "black lines")
         tab.choose("preset__choice", "short")
+        tab.says("preset__explanation", "A few steps")
         tab.fill("train__training__steps", "40")
         tab.is_ready()
         tab.press("run__start")
@@ -69,10 +71,33 @@ def take_all(program: Program) -> None:
         both(tab, "tools", "#copier_tools__head", "#copier_tools__difference__go")
         tab.section("Setup")
         tab.waits_for("#copier_setup__folders table")
+        without_places(tab, program)
         both(tab, "setup", "#copier_setup__trainer_head", "#copier_setup__prune")
         small = browser.new_page(viewport={"width": 400, "height": 900})
         take(TabPage(small, program.address).open(), "phone")
         browser.close()
+
+
+def without_places(tab: TabPage, program: Program) -> None:
+    """Say where things would be for a user, and not where they are on the machine that takes the pictures."""
+    places = {
+        str(program.data): "~/.local/share/copier",
+        str(program.folder): "~/copier",
+        sys.executable: "~/copier/.venv/bin/python",
+        str(ROOT): "~/copier",
+    }
+    tab.page.evaluate(
+        """places => {
+            const setup = document.querySelector('#copier_setup');
+            const walker = document.createTreeWalker(setup, NodeFilter.SHOW_TEXT);
+            while (walker.nextNode()) {
+                let text = walker.currentNode.nodeValue;
+                for (const [place, said] of Object.entries(places)) text = text.replaceAll(place, said);
+                walker.currentNode.nodeValue = text;
+            }
+        }""",
+        places,
+    )
 
 
 def both(tab: TabPage, name: str, first: str, last: str) -> None:
