@@ -32,6 +32,7 @@ def setup_parser() -> argparse.ArgumentParser:
     for name in ("max_train_steps", "save_every_n_steps", "sample_every_n_steps", "network_dim"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--network_args", nargs="*")
+    parser.add_argument("--sample_prompts_file")
     parser.add_argument("--network_train_unet_only", action="store_true")
     return parser
 
