@@ -378,7 +378,9 @@ def explain(lines: Sequence[str], exit_code: int | None, training: TrainingSpec)
 def _lower(settings: Sequence[str]) -> str:
     if not settings:
         return "use smaller pictures"
-    return "lower these, one after the other until it fits: " + ", ".join(f"--set {one}" for one in settings)
+    listed = ", ".join(f"--set {one}" for one in settings)
+    scaled = " (scale picture files to that first)" if "training.resolution=" in listed else ""
+    return f"lower these, one after the other until it fits: {listed}{scaled}"
 
 
 def _seconds(rate: str, unit: str) -> float | None:

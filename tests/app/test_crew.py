@@ -133,6 +133,10 @@ def test_what_the_checkpoint_is_said_to_be_changes_the_keys_and_reaches_the_scri
     for one in service.preview(skipped, Settings(folder / "data")):
         same = keys[one.stage.name] == one.stage.key
         assert same is (one.stage.kind in ("original", "edited")), one.stage.name
+    done = run(skipped, folder)
+    trained = [one.entry for one in done.runs[0].stages if one.stage.kind == "train"]
+    for log in (entry.path("train.log").read_text() for entry in trained):
+        assert "--clip_skip 2" in log and "--v_parameterization" in log
 
 
 def test_a_training_that_fails_keeps_its_log_and_offers_what_to_lower(

@@ -115,6 +115,7 @@ def main() -> None:
     if "child" in WORDS:
         # The folder is for the tests: they look for it in the table of processes.
         subprocess.Popen([sys.executable, "-S", "-c", IGNORER, arguments.output_dir])
+    print("arguments", *sys.argv[1:])
     print("prepare tokenizer")
     if not pictures(arguments.dataset_config):
         print("No data found. Please verify arguments (train_data_dir must be the parent of folders)")
