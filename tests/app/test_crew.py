@@ -239,6 +239,27 @@ def test_extra_arguments_are_checked_by_the_scripts_own_parser_and_travel_nowher
         run(replace(request_, recipe=builtin, scripts=ScriptOptions(extra=("--a",))), folder)
 
 
+def test_the_device_is_that_of_the_python_which_trains(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = Interpreter(sys.executable, "3.10.0", "linux", "2.1.2+cpu", "", "", "pip")
+    environment = TrainerEnvironment(interpreter, folder, None, folder, eight_bit=False)
+    monkeypatch.setattr(crew, "ask_interpreter", lambda python: interpreter)
+    monkeypatch.setattr(crew, "require_environment", lambda root, python: environment)
+    monkeypatch.setattr(crew, "find_sd_scripts", lambda own: ScriptsFolder(folder, own=True, commit="abc"))
+    settings = replace(Settings(folder / "data"), accelerate=folder / "short.json", silent_seconds=5.0)
+    with pytest.raises(BadInput, match="COPIER_PYTHON"):
+        crew.find_kit(settings, device="cuda")
+    found = crew.find_kit(settings, device="cpu")
+    scripts = found.scripts(settings, threads=2)
+    assert scripts.silent_seconds == 5.0 and scripts.environment()["ACCELERATE_USE_CPU"] == "true"
+    assert scripts.environment()["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert crew.find_kit(settings, device="auto").device == Device("cpu")
+    engine = found.engine(settings, load_recipe("copier-quick"))
+    assert "accelerate " in engine and "sd-scripts abc" in engine and "adamw for adamw8bit" in engine
+    assert found.engine(replace(settings, accelerate=None), load_recipe("copier-thorough")) == "sd-scripts abc"
+
+
 def test_only_sdxl_is_fitted_to_a_card(folder: Path, narrow_sdxl: Path) -> None:
     recipe, settings = load_recipe("copier-quick"), Settings(folder / "data")
     same, note = cards.fitted(recipe, folder / "base.safetensors", settings, device="cpu", card=None)
