@@ -257,7 +257,8 @@ def test_the_device_is_that_of_the_python_which_trains(
     assert crew.find_kit(settings, device="auto").device == Device("cpu")
     engine = found.engine(settings, load_recipe("copier-quick"))
     assert "accelerate " in engine and "sd-scripts abc" in engine and "adamw for adamw8bit" in engine
-    assert found.engine(replace(settings, accelerate=None), load_recipe("copier-thorough")) == "sd-scripts abc"
+    alone = replace(settings, accelerate=None)
+    assert found.engine(alone, load_recipe("copier-thorough")) == "sd-scripts abc"
 
 
 def test_only_sdxl_is_fitted_to_a_card(folder: Path, narrow_sdxl: Path) -> None:
