@@ -16,10 +16,12 @@ MIN := import sys; sys.exit(sys.version_info < (3, 10))
 STAMP_TORCH := $(VENV)/.stamp-torch
 STAMP_RUN := $(VENV)/.stamp-standalone
 STAMP_TEST := $(VENV)/.stamp-test
+# Two small environments with a gradio each, for the tab; everything else they take from the main one.
+STAMPS_UI := .venv-ui-gradio3/.stamp .venv-ui-gradio4/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-full test lint pytest test-host bench clean
+.PHONY: help install demo demo-full test lint pytest test-host test-ui screenshots bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,11 +51,20 @@ pytest: $(STAMP_TEST) ## the test suite
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
 	@JOBS=$(JOBS) sh tests/host310/run.sh "$(PY)"
 
+test-ui: $(STAMPS_UI) ## the tab in Chromium, on gradio 3.41 and 4.40, with real training on the pocket checkpoint
+	@set -e; for gradio in 3 4; do \
+	  echo "== the tab on gradio $$gradio"; \
+	  OMP_NUM_THREADS=2 .venv-ui-gradio$$gradio/bin/python -m pytest -q tests/ui; \
+	done
+
+screenshots: $(STAMPS_UI) ## the pictures of docs/tab.md, from the running program
+	@OMP_NUM_THREADS=2 .venv-ui-gradio4/bin/python docs/screenshots.py
+
 bench: $(STAMP_RUN) ## full-size files: seconds and memory beside cp, dense SVDs and sd-scripts, in docs/benchmarks.md
 	@$(PY) -m benchmarks
 
 clean: ## remove the environments, the demo's output and the tools' caches (not finished stages)
-	rm -rf .venv .venv-host310 .venv-floor demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-host310 .venv-floor .venv-ui-gradio3 .venv-ui-gradio4 demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP_TORCH): requirements/torch.txt
@@ -73,4 +84,12 @@ $(STAMP_RUN): $(STAMP_TORCH) requirements/standalone.txt requirements/vocabulary
 $(STAMP_TEST): $(STAMP_RUN) requirements/test.txt
 	@echo "installing the test tools into $(VENV)"
 	@$(PIP) -r requirements/test.txt
+	@touch $@
+
+.venv-ui-%/.stamp: requirements/ui-%.txt $(STAMP_TEST)
+	@echo "installing $* into .venv-ui-$*"
+	@$(PY) -m venv --clear .venv-ui-$*
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$(.venv-ui-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-main.pth"
+	@.venv-ui-$*/bin/python -m pip install -qq --disable-pip-version-check --no-input --no-deps -r $<
 	@touch $@

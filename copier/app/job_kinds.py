@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from copier.app.job_values import RUN, JobKind, Json
+from copier.app.measure_job import MEASURE, check_measure, work_measure
 from copier.app.request_json import absolute, request_from_json
 from copier.app.settings import Settings
 from copier.errors import BadInput, UnknownName
@@ -148,4 +149,5 @@ KINDS = (
     JobKind(RUN, work_run, check_run),
     JobKind(OPERATION, work_operation, check_operation),
     JobKind(INSTALL, work_install),
+    JobKind(MEASURE, work_measure, check_measure),
 )

@@ -20,7 +20,7 @@ from copier.checkpoint.prediction import parameterisation
 from copier.checkpoint.structure import STRUCTURES
 from copier.errors import BadInput
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number
-from copier.images.effects import EFFECTS, apply_effect, effect_parameters
+from copier.images.effects import apply_effect, effect_parameters
 from copier.images.pairs import difference_map, read_picture
 from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.report import check_weights, refuse_own_input
@@ -203,26 +203,3 @@ def edit_picture(
         "mean": round(found.mean, 6),
         "warnings": list(found.warnings),
     }
-
-
-def edits_json() -> list[dict[str, Any]]:
-    """Every built-in edit with its parameters and their bounds."""
-    return [
-        {
-            "name": effect.name,
-            "label": effect.label,
-            "explanation": effect.explanation,
-            "parameters": [
-                {
-                    "name": one.name,
-                    "label": one.label,
-                    "default": one.default,
-                    "minimum": one.minimum,
-                    "maximum": one.maximum,
-                    "whole": one.whole,
-                }
-                for one in effect.parameters
-            ],
-        }
-        for effect in EFFECTS.values()
-    ]

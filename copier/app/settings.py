@@ -141,6 +141,11 @@ class Settings:
         return self.data / "tagger" / "models"
 
     @property
+    def pictures(self) -> Path:
+        """Pictures that the tab was given, until a run has taken them over."""
+        return self.data / "pictures"
+
+    @property
     def logs(self) -> Path:
         """Logs of the worker child and of installations."""
         return self.data / "logs"

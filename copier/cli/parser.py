@@ -131,7 +131,18 @@ def add_global_options(parser: argparse.ArgumentParser, *, default: Any = None) 
 
 def build_parser(version: type[argparse.Action]) -> Parser:
     """The whole parser; ``version`` is the action of --version."""
-    from copier.cli.commands import algebra, captions, demo, jobs, pictures, recipes, run, trainer, upkeep
+    from copier.cli.commands import (
+        algebra,
+        captions,
+        demo,
+        jobs,
+        pictures,
+        recipes,
+        run,
+        tab,
+        trainer,
+        upkeep,
+    )
 
     parser = Parser(
         prog="copier",
@@ -145,7 +156,7 @@ def build_parser(version: type[argparse.Action]) -> Parser:
     commands = Commands(
         parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     )
-    for module in (demo, run, jobs, recipes, pictures, captions, algebra, trainer, upkeep):
+    for module in (demo, run, tab, jobs, recipes, pictures, captions, algebra, trainer, upkeep):
         module.register(commands)
     return parser
 

@@ -20,13 +20,15 @@ from copier.progress import CancelToken
 
 @dataclass(frozen=True)
 class Embedded:
-    """The pocket checkpoint, which the command line itself may not import.
+    """What the command line itself may not import: the pocket checkpoint, and the tab as a page.
 
-    ``checkpoint`` gives its path; ``install`` puts it into a WebUI's folder and gives what it wrote.
+    ``checkpoint`` gives its path; ``install`` puts it into a WebUI's folder and gives what it wrote;
+    ``serve`` serves the page until the user ends it.
     """
 
     checkpoint: Callable[[], Path]
     install: Callable[[Path], list[Path]]
+    serve: Callable[[Session], None]
 
 
 @dataclass(frozen=True)

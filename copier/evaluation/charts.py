@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from copier.evaluation.markup import Content, Markup, join, number, tag
+from copier.markup import Content, Markup, join, number, tag
 
 _WIDTH, _HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 12, 30

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from copier.evaluation.charts import Series, line_chart, smoothed, thinned
-from copier.evaluation.markup import Content, Markup, data_uri, join, number, tag
+from copier.evaluation.data_uri import data_uri
 from copier.evaluation.report_data import Check, Draw, LossCurve
 from copier.images.sheet import AnyPicture, as_image
+from copier.markup import Content, Markup, join, number, tag
 
 LARGE = 512
 SMALL = 192

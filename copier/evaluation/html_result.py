@@ -18,9 +18,9 @@ from copier.evaluation.html_parts import (
     tile,
     tiles,
 )
-from copier.evaluation.markup import Content, Markup, join, number, tag, weight_text
 from copier.evaluation.report_data import ClosenessReport, Figures, Result, SeedTable, Strip
 from copier.images.sheet import AnyPicture
+from copier.markup import Content, Markup, join, number, tag, weight_text
 
 _SHOWN = 4
 # Prompts that are open at once; the others unfold.

@@ -24,10 +24,10 @@ from copier.evaluation.html_parts import (
     tiles,
 )
 from copier.evaluation.html_result import result_id, result_section
-from copier.evaluation.markup import Content, Markup, duration, join, number, tag
 from copier.evaluation.report_data import GateReport, ReportData, Result, StageStatus
 from copier.images.pairs import difference_image, difference_map
 from copier.images.sheet import as_image
+from copier.markup import Content, Markup, duration, join, number, tag
 
 _FOLDER = Path(__file__).parent
 

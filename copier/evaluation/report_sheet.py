@@ -5,10 +5,10 @@ from __future__ import annotations
 from PIL import Image
 
 from copier.evaluation.effect import ChangeFigures, WeightFigures
-from copier.evaluation.markup import number
 from copier.evaluation.report_data import GateReport, ReportData, Result, Strip
 from copier.images.pairs import difference_image, difference_map
 from copier.images.sheet import PAPER, SPACE, Block, Colour, Group, Row, Tile, as_image, contact_sheet
+from copier.markup import number
 
 _LORA: Colour = (29, 95, 208)
 _CONTROL: Colour = (186, 92, 10)

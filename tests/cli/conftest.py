@@ -44,7 +44,9 @@ def copier(
     """Run a command in ``folder``; its data directory is ``folder``/data."""
     monkeypatch.setenv("COPIER_DATA", str(folder / "data"))
     monkeypatch.setattr("copier.cli.main.logging.basicConfig", lambda **_: None)
-    embedded = Embedded(lambda: folder / "base.safetensors", lambda webui: [webui / "installed"])
+    embedded = Embedded(
+        lambda: folder / "base.safetensors", lambda webui: [webui / "installed"], lambda session: None
+    )
 
     def run(*arguments: str | Path) -> Run:
         capsys.readouterr()

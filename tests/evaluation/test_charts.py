@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from copier.evaluation.charts import Series, line_chart, smoothed, thinned, ticks
-from copier.evaluation.markup import Markup, data_uri, duration, join, number, tag, weight_text
+from copier.evaluation.data_uri import data_uri
+from copier.markup import Markup, duration, join, number, tag, weight_text
 
 
 @pytest.mark.parametrize(

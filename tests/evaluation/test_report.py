@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import pytest
 
 from copier.evaluation import report
-from copier.evaluation.markup import number
 from copier.evaluation.report import write_report
 from copier.evaluation.report_data import Check, Draw, LossCurve
 from copier.evaluation.report_html import report_html
 from copier.evaluation.report_json import VERSION, report_json
 from copier.evaluation.report_sheet import report_sheet
+from copier.markup import number
 
 KEYS = {
     "": "schema version program created title summary recipe checkpoint seconds original gate results losses "

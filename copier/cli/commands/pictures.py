@@ -133,9 +133,10 @@ def _edit(arguments: argparse.Namespace, session: Session) -> Answer:
             "an edit needs NAME IN OUT, as in `copier edit grayscale a.png b.png`; --list shows the names"
         )
     from copier.app import pictures
+    from copier.app.edits import edits_json
 
     if arguments.list:
-        edits = pictures.edits_json()
+        edits = edits_json()
         rows = [
             (
                 one["name"],

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable
-
-from copier.images.sheet import AnyPicture, as_image, fitted
 
 
 class Markup(str):
@@ -19,7 +15,7 @@ class Markup(str):
 Content = str | float | None | Iterable["Content"]
 """What an element may hold: texts, numbers, elements, nothing, and lists of these."""
 
-_VOID = {"img", "br", "meta", "hr", "wbr"}
+_VOID = {"img", "br", "meta", "hr", "wbr", "input"}
 
 
 def join(content: Content) -> Markup:
@@ -47,23 +43,6 @@ def tag(name: str, *content: Content, **attributes: str | float | None) -> Marku
     if name in _VOID:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{join(content)}</{name}>")
-
-
-def data_uri(picture: AnyPicture, size: int, *, lossless: bool = False) -> str:
-    """``picture`` as a data URI, scaled down so that its longer side has at most ``size`` pixels.
-
-    ``lossless`` is PNG; otherwise JPEG of quality 90 with whole chroma, a fifth of that.
-    """
-    image = as_image(picture)
-    if max(image.size) > size:
-        image = fitted(image, size)
-    buffer = io.BytesIO()
-    if lossless:
-        image.save(buffer, format="PNG", optimize=True)
-    else:
-        image.save(buffer, format="JPEG", quality=90, subsampling=0, optimize=True)
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -1,0 +1,142 @@
+"""All that differs between gradio 3.41 (A1111) and gradio 4.40 (Forge); the rest of the tab knows neither.
+
+What the tab relies on in both: ``inputs`` given as a set (a handler gets a dict by component), answers given
+as a dict by component, ``gr.update``, files that have ``.name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block, Blocks
+
+MAJOR = int(gr.__version__.split(".")[0])
+
+_SCRIPT = "js" if MAJOR >= 4 else "_js"
+"""The argument of an event that names JavaScript."""
+
+Answer = Mapping[Block, Any]
+Handler = Callable[[dict[Block, Any]], Answer]
+
+
+def listen(
+    component: Block,
+    event: str,
+    handler: Handler,
+    inputs: Collection[Block],
+    outputs: Collection[Block],
+    *,
+    queued: bool = True,
+    busy: bool = False,
+) -> None:
+    """Call ``handler`` with a dict of the inputs' values when ``event`` happens to ``component``.
+
+    Handlers that take long are ``queued``, and ``busy`` ones show that on their outputs; the others answer
+    even when the queue is full.
+    """
+    shown = "minimal" if busy else "hidden"
+    options: dict[str, Any] = {"show_progress": shown, "api_name": False, "queue": queued}
+    if MAJOR >= 4:
+        options["trigger_mode"] = "once" if busy else "always_last"
+    getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, list(outputs), **options)
+
+
+def on_select(
+    component: Block,
+    handler: Callable[[dict[Block, Any], int], Answer],
+    inputs: Collection[Block],
+    outputs: Collection[Block],
+) -> None:
+    """Call ``handler`` with the inputs' values and the index of what was chosen in ``component``."""
+
+    def chosen(data: dict[Block, Any], event: gr.SelectData) -> Answer:
+        return handler(data, int(event.index))
+
+    # gradio looks for the type itself among the annotations, which are texts in this module.
+    chosen.__annotations__ = {"event": gr.SelectData}
+    component.select(chosen, set(inputs), list(outputs), show_progress="hidden", api_name=False, queue=True)
+
+
+def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:
+    """Without inputs gradio calls a handler without arguments."""
+    if inputs:
+        return handler
+    return lambda: handler({})
+
+
+def run_script(blocks: Blocks, source: str) -> None:
+    """Run the JavaScript ``source`` when the page has loaded: for a page that no host serves."""
+    options = {_SCRIPT: f"() => {{ {source} }}"}
+    blocks.load(None, None, None, **options)
+
+
+def picture_files(
+    *, label: str, several: bool, kinds: Sequence[str], elem_id: str, height: int | None = None
+) -> Any:
+    """A place to drop files."""
+    options: dict[str, Any] = {"type": "filepath"} if MAJOR >= 4 else {"type": "file"}
+    if height is not None:
+        options["height"] = height
+    return gr.File(
+        label=label,
+        file_count="multiple" if several else "single",
+        file_types=list(kinds),
+        elem_id=elem_id,
+        **options,
+    )
+
+
+def file_paths(value: Any) -> tuple[Path, ...]:
+    """The files that a file component holds: nothing, one, or several."""
+    if not value:
+        return ()
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(Path(str(getattr(one, "name", one))) for one in values)
+
+
+def plain_theme() -> Any:
+    """gradio's own theme with the system's fonts: its usual ones are fetched from the network."""
+    return gr.themes.Default(
+        font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "Consolas", "monospace"]
+    )
+
+
+def keep_out_of_ui_config(blocks: Blocks) -> None:
+    """A1111 and Forge save what components hold by their labels; ours keep their own defaults."""
+    for block in blocks.blocks.values():
+        block.do_not_save_to_config = True
+
+
+def gallery(*, label: str, elem_id: str, columns: int) -> Any:
+    """A gallery to choose from, without its own preview: a click chooses."""
+    return gr.Gallery(
+        label=label, elem_id=elem_id, columns=columns, allow_preview=False, height="auto", visible=False
+    )
+
+
+def launch(blocks: Blocks, *, host: str, port: int, folders: Sequence[Path]) -> str:
+    """Serve the page in a thread; its address. ``folders``: whose files the page may show.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    blocks.queue(**({"default_concurrency_limit": 4} if MAJOR >= 4 else {"concurrency_count": 4}))
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_api=False,
+        share=False,
+        inbrowser=False,
+        allowed_paths=[str(folder) for folder in folders],
+    )
+    return str(blocks.local_url)
+
+
+def close(blocks: Blocks) -> None:
+    """Stop serving."""
+    blocks.close()

@@ -1,0 +1,180 @@
+"""The section "Original": the checkpoint, pictures drawn by the host, and pictures that are dropped in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from copier.app.ports import MOST_DRAWN, GenerateRequest
+from copier.fields import GUIDANCE, LARGEST_SEED, SAMPLING_STEPS
+from copier.progress import ignore
+from copier.request import ENDINGS
+from copier.ui import pieces, words
+from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
+from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
+from copier.ui.leaves import elem_id
+from copier.ui.parts import Parts, Stoppable, paths
+from copier.ui.request_form import FOLLOW, chosen_checkpoint, decimal, whole
+
+POCKET_PROMPT = "a red star on cyan background"
+"""What the embedded checkpoint draws well."""
+
+
+class OriginalSection:
+    """Its components; ``drawn`` and ``originals`` hold the paths of files in the data directory."""
+
+    def __init__(self, form: Form, parts: Parts) -> None:
+        self.form, self.parts = form, parts
+        self.drawing = Stoppable()
+        self.drawn = gr.State([])
+        self.originals = gr.State([])
+        with gr.Column(elem_classes="copier-card"):
+            html("original.head", pieces.heading("1", words.ORIGINAL, words.ORIGINAL_LEAD))
+            self._model_line()
+            with gr.Tabs(elem_id=elem_id("original.ways")):
+                with gr.Tab("Draw one", elem_id=elem_id("original.draw")):
+                    self._drawing()
+                with gr.Tab("Drop one in", elem_id=elem_id("original.drop")):
+                    self.files = form.add(
+                        "original.files",
+                        picture_files(
+                            label="Picture, or several of one size",
+                            several=True,
+                            kinds=ENDINGS,
+                            elem_id=elem_id("original.files"),
+                            height=120,
+                        ),
+                    )
+                    flag(
+                        form,
+                        "original.fit",
+                        "Scale and crop to fit",
+                        "To the recipe's resolution, sides multiples of 64; A and B alike.",
+                        value=True,
+                    )
+            self.said = html("original.said")
+            self.view = html("original.view", pieces.originals(()))
+            with gr.Row():
+                flag(
+                    form,
+                    "original.several",
+                    "Several originals",
+                    "What is chosen or dropped in is added; else it takes the place of the others.",
+                )
+                self.clear = small_button("original.clear", "Take out", min_width=90)
+
+    def _model_line(self) -> None:
+        with gr.Row():
+            self.checkpoint = choice(
+                self.form, "original.checkpoint", "Checkpoint", (FOLLOW,), value=FOLLOW, scale=4
+            )
+            self.refresh = small_button("original.refresh", "Refresh", min_width=80)
+        self.line = html("original.line")
+
+    def _drawing(self) -> None:
+        form = self.form
+        text(form, "original.prompt", "Prompt", lines=2, max_lines=4, placeholder=POCKET_PROMPT)
+        with gr.Row():
+            number(form, "original.count", "Pictures", value=4, precision=0)
+            number(form, "original.seed", "Seed", value=1, precision=0)
+        with gr.Accordion("Sampling", open=False):
+            text(form, "original.negative", "Negative prompt", lines=1)
+            with gr.Row():
+                choice(form, "original.sampler", "Sampler", ())
+                number(form, "original.steps", "Sampling steps", SAMPLING_STEPS.help, value=20)
+                number(form, "original.guidance", "CFG scale", GUIDANCE.help, value=7)
+            with gr.Row():
+                number(form, "original.width", "Width", "In px; 0: what the checkpoint is used to.", value=0)
+                number(
+                    form, "original.height", "Height", "In px; 0: what the checkpoint is used to.", value=0
+                )
+        with gr.Row():
+            self.generate = button("original.generate", "Generate", variant="primary")
+            self.stop = small_button("original.interrupt", "Stop drawing", min_width=110)
+        self.gallery = gallery(
+            label="Choose one by clicking it", elem_id=elem_id("original.gallery"), columns=4
+        )
+
+    def lists(self, data: Any = None) -> Answer:
+        """The host's lists and current checkpoint, as they are now."""
+        host = self.parts.host
+        names = [FOLLOW, *(one.name for one in host.checkpoints())]
+        samplers = list(host.samplers())
+        return {
+            self.checkpoint: gr.update(choices=names),
+            self.form["original.sampler"]: gr.update(
+                choices=samplers, value=samplers[0] if samplers else None
+            ),
+            self.line: pieces.checkpoint_line(host.current_checkpoint()),
+        }
+
+    def refreshed(self, data: Any) -> Answer:
+        """The same after the host has read its folders again."""
+        self.parts.host.refresh()
+        return self.lists()
+
+    def chosen(self, data: Any) -> Answer:
+        """The line about the checkpoint that the list shows now."""
+        found = chosen_checkpoint(data.get(self.checkpoint), self.parts.host)
+        return {self.line: pieces.checkpoint_line(found)}
+
+    def request(self, data: Any) -> GenerateRequest:
+        """What is to be drawn. Raises BadInput, also where the form asks for too much."""
+        answers = self.form.answers(data)
+        checkpoint = chosen_checkpoint(answers.get("original.checkpoint"), self.parts.host)
+        return GenerateRequest(
+            prompt=str(answers["original.prompt"] or "").strip()
+            or (POCKET_PROMPT if checkpoint.embedded else ""),
+            negative=str(answers["original.negative"] or ""),
+            seed=whole(answers["original.seed"], "Seed", 0, LARGEST_SEED),
+            count=whole(answers["original.count"], "Pictures", 1, MOST_DRAWN),
+            sampler=str(answers["original.sampler"] or ""),
+            steps=whole(answers["original.steps"], "Sampling steps", 1, 150),
+            width=whole(answers["original.width"], "Width", 0, 4096),
+            height=whole(answers["original.height"], "Height", 0, 4096),
+            guidance=decimal(answers["original.guidance"], "CFG scale", 1, 30),
+            checkpoint=checkpoint.path,
+        )
+
+    def draw(self, data: Any) -> Answer:
+        """Have the host draw; the first picture becomes the original where there is none from elsewhere."""
+        with self.drawing.work() as token:
+            found = self.parts.host.generate(self.request(data), ignore, token)
+        files = [str(one.path) for one in found]
+        shown = [(files[i], f"seed {one.seed}") for i, one in enumerate(found)]
+        return {
+            self.gallery: gr.update(value=_opened(shown), visible=True),
+            self.drawn: files,
+            self.said: "",
+            **self._taken(files[:1], data),
+        }
+
+    def pick(self, data: Any, index: int) -> Answer:
+        """A picture of the gallery was clicked."""
+        drawn = data.get(self.drawn) or []
+        return self._taken(drawn[index : index + 1], data)
+
+    def drop(self, data: Any) -> Answer:
+        """Pictures were dropped in."""
+        from copier.app.pair_preview import keep_picture
+
+        kept = [str(keep_picture(path, self.parts.settings)) for path in file_paths(data.get(self.files))]
+        return self._taken(kept, data)
+
+    def take_out(self, data: Any) -> Answer:
+        """No original any more."""
+        return {self.originals: [], self.view: pieces.originals(()), self.files: gr.update(value=None)}
+
+    def _taken(self, files: list[str], data: Any) -> Answer:
+        several = bool(self.form.answers(data).get("original.several"))
+        before = list(data.get(self.originals) or ()) if several else []
+        now = [*before, *(one for one in files if one not in before)]
+        return {self.originals: now, self.view: pieces.originals(paths(now))}
+
+
+def _opened(shown: list[tuple[str, str]]) -> list[tuple[Any, str]]:
+    """As pictures: gradio serves only files of its own folders by their path."""
+    from PIL import Image
+
+    return [(Image.open(path), caption) for path, caption in shown]

@@ -1,0 +1,191 @@
+"""The form of a recipe: values in, values out, and what shows. Pure: no gradio here.
+
+The recipe is the model; the form shows the recipe's own fields and those of one of its stages at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from copier.codec import recipe_from_json, recipe_to_json
+from copier.errors import BadInput
+from copier.fields import check_number
+from copier.recipe import (
+    STAGE_KINDS,
+    CaptionPolicy,
+    LossWeighting,
+    RankMethod,
+    RankPolicy,
+    Recipe,
+    StageSpec,
+    Trainer,
+    TrainStage,
+)
+from copier.ui.leaves import RECIPE, Leaf, leaves, understood, written
+
+LEAVES: Mapping[str, Leaf] = {leaf.path: leaf for leaf in leaves()}
+"""Every field of a recipe by its path."""
+
+_KINDS = {spec: kind for kind, spec in STAGE_KINDS.items()}
+
+EVERY_TRAINING = ("steps", "learning_rate", "rank", "alpha")
+"""What "the same for every training" copies."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with the value of a field: its path, and one sentence with the remedy."""
+
+    path: str
+    message: str
+
+
+def kind_of(stage: StageSpec) -> str:
+    """The kind of a stage as paths begin with it."""
+    return _KINDS[type(stage)]
+
+
+def first_stage(recipe: Recipe) -> str:
+    """The stage that a form shows first: the first training."""
+    return next((one.name for one in recipe.trainings()), recipe.stages[0].name)
+
+
+def paths_of(kind: str) -> tuple[str, ...]:
+    """The paths of the fields of a kind of stage, or of the recipe."""
+    return tuple(path for path, leaf in LEAVES.items() if leaf.kind == kind)
+
+
+def form_values(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What the form shows of ``recipe`` and its stage of that name, by path."""
+    data = recipe_to_json(recipe)
+    shown = next(one for one in data["stages"] if one["name"] == stage)
+    values = {path: _at(data, LEAVES[path].names) for path in paths_of(RECIPE)}
+    values |= {path: _at(shown, LEAVES[path].names) for path in paths_of(shown["kind"])}
+    return {path: written(LEAVES[path], value) for path, value in values.items()}
+
+
+def _at(data: Any, names: tuple[str, ...]) -> Any:
+    for name in names:
+        data = data[name]
+    return data
+
+
+def with_form(
+    recipe: Recipe, stage: str, values: Mapping[str, Any]
+) -> tuple[Recipe, str, tuple[Problem, ...]]:
+    """``recipe`` with what the form holds, the name that the stage has now, and what could not be taken.
+
+    Fields are taken one by one, so that each problem is said beside its own; where only several together
+    are wrong (steps below the warm-up), it is said beside the last of them that was changed. With
+    problems the recipe is the one that came in.
+    """
+    data = recipe_to_json(recipe)
+    shown = next(one for one in data["stages"] if one["name"] == stage)
+    kind = shown["kind"]
+    changed: list[str] = []
+    problems: list[Problem] = []
+    for path in (*paths_of(RECIPE), *paths_of(kind)):
+        if path not in values:
+            continue
+        leaf = LEAVES[path]
+        target = data if leaf.kind == RECIPE else shown
+        try:
+            value = understood(leaf, values[path])
+            if value != _at(target, leaf.names):
+                _check_alone(leaf, value)
+                _put(target, leaf.names, value)
+                changed.append(path)
+        except BadInput as error:
+            problems.append(Problem(path, str(error)))
+    _follow_names(data, stage, shown["name"])
+    if problems:
+        return recipe, stage, tuple(problems)
+    try:
+        return recipe_from_json(data), shown["name"], ()
+    except BadInput as error:
+        where = _blamed(str(error), changed) or (changed[-1] if changed else f"{RECIPE}.name")
+        return recipe, stage, (Problem(where, str(error)),)
+
+
+def _put(data: Any, names: tuple[str, ...], value: Any) -> None:
+    for name in names[:-1]:
+        data = data[name]
+    data[names[-1]] = value
+
+
+def _check_alone(leaf: Leaf, value: Any) -> None:
+    """Bounds, as the spec itself would say them."""
+    for number in value if isinstance(value, list) else (value,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            check_number(leaf.field.label, number, leaf.field)
+
+
+def _blamed(message: str, changed: list[str]) -> str:
+    """The changed field that a message about several names, if any."""
+    return next((path for path in reversed(changed) if LEAVES[path].names[-1] in message), "")
+
+
+def _follow_names(data: dict[str, Any], before: str, now: str) -> None:
+    """A stage that was renamed keeps its place as the recipe's result."""
+    if before != now and data["result"] == before:
+        data["result"] = now
+
+
+def visible_paths(recipe: Recipe, stage: str) -> frozenset[str]:
+    """The fields that matter for ``recipe`` and its stage of that name, as both are now."""
+    spec = recipe.stage(stage)
+    hidden = set()
+    if isinstance(spec, TrainStage):
+        hidden |= _idle_in_training(recipe, spec)
+    for ranks, path in _rank_policies(spec):
+        hidden |= {f"{path}.{name}" for name in _idle_in_ranks(ranks)}
+    shown = {*paths_of(RECIPE), *paths_of(kind_of(spec))}
+    return frozenset(shown - hidden)
+
+
+def _idle_in_training(recipe: Recipe, stage: TrainStage) -> set[str]:
+    training, path = stage.training, "train.training"
+    idle = set()
+    if training.captions.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES):
+        idle.add(f"{path}.captions.texts")
+    if training.captions.policy is CaptionPolicy.EMPTY:
+        idle |= {f"{path}.captions.shuffle", f"{path}.captions.keep_tokens"}
+    elif not training.captions.shuffle:
+        idle.add(f"{path}.captions.keep_tokens")
+    if training.loss_weighting is not LossWeighting.MIN_SNR:
+        idle.add(f"{path}.min_snr_gamma")
+    if not training.conv_rank:
+        idle.add(f"{path}.conv_alpha")
+    if recipe.trainer is not Trainer.SD_SCRIPTS:
+        # A value that the trainer does not have stays in sight until it is taken out.
+        unused = {"optimiser_arguments", "fp8_base", "masked_loss"} - set(training.of_sd_scripts_only)
+        idle |= {f"{path}.{name}" for name in unused}
+        if not stage.check_every:
+            idle.add("train.check_every")
+    return idle
+
+
+def _rank_policies(stage: StageSpec) -> list[tuple[RankPolicy, str]]:
+    ranks = getattr(stage, "ranks", None)
+    return [(ranks, f"{kind_of(stage)}.ranks")] if ranks is not None else []
+
+
+def _idle_in_ranks(ranks: RankPolicy) -> set[str]:
+    if ranks.method is RankMethod.EXACT:
+        return {"rank", "conv_rank", "threshold"}
+    return {"threshold"} if ranks.method is RankMethod.RANK else set()
+
+
+def with_all_trainings(recipe: Recipe, stage: str) -> Recipe:
+    """``recipe`` with the essential numbers of its training ``stage`` in all its trainings."""
+    chosen = recipe.stage(stage)
+    if not isinstance(chosen, TrainStage):
+        return recipe
+    numbers = {name: getattr(chosen.training, name) for name in EVERY_TRAINING}
+    stages = tuple(
+        replace(one, training=replace(one.training, **numbers)) if isinstance(one, TrainStage) else one
+        for one in recipe.stages
+    )
+    return replace(recipe, stages=stages)

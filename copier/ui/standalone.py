@@ -1,0 +1,55 @@
+"""The tab as a page of its own, without a WebUI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from copier.errors import BadInput
+from copier.ui import gradio_versions
+from copier.ui.parts import Parts
+from copier.ui.tab import build_tab
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+"""Where style.css and javascript/ lie, which a WebUI loads by itself."""
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page is served: on the loopback interface alone unless ``listen``."""
+
+    port: int = 7861
+    listen: bool = False
+
+
+def serve(parts: Parts, place: Place, *, ready: Callable[[str], None], ended: threading.Event) -> None:
+    """Serve the page until ``ended`` is set; ``ready`` is told its address. The queue is worked meanwhile.
+
+    Raises:
+        BadInput: the port is taken.
+    """
+    style = (ROOT / "style.css").read_text(encoding="utf-8")
+    blocks = build_tab(parts, style=style)
+    with blocks:
+        gradio_versions.run_script(blocks, (ROOT / "javascript" / "copier.js").read_text(encoding="utf-8"))
+    parts.jobs.start()
+    try:
+        address = gradio_versions.launch(
+            blocks,
+            host=EVERYWHERE if place.listen else LOOPBACK,
+            port=place.port,
+            folders=(parts.settings.data, parts.host.folders().output),
+        )
+    except OSError as error:
+        raise BadInput(
+            f"the port {place.port} cannot be used ({error}): choose another one with --port"
+        ) from error
+    try:
+        ready(address)
+        ended.wait()
+    finally:
+        parts.jobs.close()
+        gradio_versions.close(blocks)

@@ -1,0 +1,358 @@
+"""The tab: its sections in one page, and which handler listens to what."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Blocks
+
+from copier.codec import builtin_recipes
+from copier.errors import CopierError
+from copier.recipe import Recipe
+from copier.ui import gradio_versions, pieces
+from copier.ui.edited import EditedSection
+from copier.ui.form import Form, html
+from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
+from copier.ui.leaves import elem_id
+from copier.ui.original import OriginalSection
+from copier.ui.parts import Parts, paths, saying
+from copier.ui.recipe_form import Problem
+from copier.ui.recipe_section import RecipeSection
+from copier.ui.request_form import OWN_EDIT, OWN_VAE, Pictures, Wanted, wanted
+from copier.ui.run_section import RunSection
+from copier.ui.setup import SetupSection
+from copier.ui.tools import ToolsSection
+
+log = logging.getLogger(__name__)
+
+FIRST, FIRST_POCKET = "copier-quick", "copier-quick-pocket"
+"""The recipes that the tab begins with, for real checkpoints and for the embedded one."""
+
+
+class Tab:
+    """All sections, and the handlers that concern more than one."""
+
+    def __init__(self, parts: Parts) -> None:
+        from copier.app.edits import edits_json
+
+        self.parts, self.form = parts, Form()
+        self.edits: Sequence[Mapping[str, Any]] = edits_json()
+        html("intro", pieces.intro())
+        with gr.Tabs(elem_id=elem_id("sections")):
+            with gr.Tab("Make a LoRA", elem_id=elem_id("make")):
+                with gr.Row(elem_classes="copier-columns"):
+                    with gr.Column(scale=1, min_width=320):
+                        self.original = OriginalSection(self.form, parts)
+                        self.edited = EditedSection(self.form, parts, self.edits)
+                        self.recipe = RecipeSection(self.form, parts, first_recipe(parts))
+                    with gr.Column(scale=1, min_width=320):
+                        self.run = RunSection(self.form, parts)
+                self.run.result.below()
+            with gr.Tab("Tools", elem_id=elem_id("tools")):
+                self.tools = ToolsSection(self.form, parts)
+            with gr.Tab("Setup", elem_id=elem_id("setup")) as self.setup_tab:
+                self.setup = SetupSection(self.form, parts)
+
+    @property
+    def whole_form(self) -> set[Any]:
+        """Everything that a run is made of."""
+        heads = ("original", "edited", "run", "preset", "recipe", "train", "gate", "difference", "combine",
+                 "resize", "evaluate", "file")  # fmt: skip
+        states = {self.recipe.state, self.original.originals, self.edited.edited}
+        return self.form.under(*heads) | states
+
+    def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, Wanted]:
+        """The run that the form asks for now, with every problem in it."""
+        recipe, stage, problems = self.recipe.read(data)
+        pictures = Pictures(paths(data.get(self.original.originals)), paths(data.get(self.edited.edited)))
+        parts = self.parts
+        found = wanted(self.form.answers(data), recipe, pictures, parts.host, parts.settings, self.edits)
+        if problems:
+            found = Wanted(None, problems=(*problems, *found.problems))
+        return recipe, stage, found
+
+    def checked(self, data: Mapping[Any, Any]) -> Answer:
+        """Whether Start may be pressed, and why not; the fields that matter now."""
+        recipe, stage, found = self.read(data)
+        problems, expected = found.problems, ""
+        if found.request is not None:
+            try:
+                expected = self._expected(found)
+            except CopierError as error:
+                problems = (Problem("run.start", str(error)),)
+        busy, ready = self.parts.jobs.current() is not None, not problems
+        return {
+            self.run.problems: pieces.problems(problems, busy=busy),
+            self.run.start: gr.update(interactive=ready and not busy),
+            self.run.queue: gr.update(interactive=ready),
+            self.run.estimate: expected,
+            **self.recipe.visibility(recipe, stage),
+        }
+
+    def _expected(self, found: Wanted) -> str:
+        """What the run will take, told from earlier ones. Raises what only a look into the files tells."""
+        from copier.app.estimate import estimate
+
+        assert found.request is not None
+        settings = self.parts.settings
+        return pieces.expected(estimate(found.request, settings, control=found.control, seeds=found.seeds))
+
+    def start(self, data: Mapping[Any, Any], put: Callable[[Wanted], Answer]) -> Answer:
+        """Put the run into the queue; with a problem nothing is started, and it is said."""
+        _, _, found = self.read(data)
+        if found.problems:
+            return {
+                self.run.problems: pieces.problems(found.problems),
+                self.run.said: pieces.note(found.problems[0].message, "bad"),
+            }
+        return put(found)
+
+    def look(self, data: Mapping[Any, Any]) -> Answer:
+        """The pairs, as the recipe would train on them."""
+        recipe, _, _ = self.recipe.read(data)
+        return self.edited.look(data, recipe, self.original.originals)
+
+    def observe(self, data: Mapping[Any, Any]) -> Answer:
+        """What is new, in all sections."""
+        answer = dict(self.run.observe(data))
+        sent = answer[self.run.sent]
+        return {**answer, **self.tools.seen(data, sent), **self.setup.seen(data, sent)}
+
+    def reuse(self, data: Mapping[Any, Any]) -> Answer:
+        """The settings and pictures of an earlier run, in the form again."""
+        from copier.app.pair_preview import keep_picture
+        from copier.request import Edit, PictureFiles
+
+        request = self.run.history.chosen(data).request
+        sets = {one.name: one.of for one in request.recipe.pictures}
+        answer = dict(self.recipe.show(request.recipe))
+        for name, source in request.pictures.items():
+            if isinstance(source, PictureFiles):
+                kept = [
+                    str(keep_picture(path, self.parts.settings)) for path in source.paths if path.is_file()
+                ]
+                if sets[name]:
+                    answer |= {self.edited.edited: kept, self.edited.edit: gr.update(value=OWN_EDIT)}
+                else:
+                    answer |= {
+                        self.original.originals: kept,
+                        self.original.view: pieces.originals(paths(kept)),
+                    }
+            elif isinstance(source, Edit):
+                answer |= self._edit_again(source)
+        said = pieces.note(f"The form has the settings of {request.title or request.recipe.title}.", "good")
+        return {**answer, self.run.history.said: said}
+
+    def _edit_again(self, edit: Any) -> Answer:
+        label = next((one["label"] for one in self.edits if one["name"] == edit.name), None)
+        values = {f"edited.{edit.name}.{name}": value for name, value in edit.parameters.items()}
+        known = {path: value for path, value in values.items() if path in self.form.fields}
+        return {self.edited.edit: gr.update(value=label), **self.form.shown(known)}
+
+    def opened(self, data: Mapping[Any, Any]) -> Answer:
+        """A page was opened: the host's lists as they are now."""
+        return {
+            **self.original.lists(),
+            **self.tools.lists(),
+            **self.run.result.lists(),
+            **self._vaes(),
+        }
+
+    def _vaes(self) -> Answer:
+        names = [OWN_VAE, *(one.name for one in self.parts.host.vaes())]
+        return {self.form["run.vae"]: gr.update(choices=names)}
+
+
+def first_recipe(parts: Parts) -> Recipe:
+    """The recipe that a new page shows."""
+    current = parts.host.current_checkpoint()
+    name = FIRST_POCKET if current is not None and current.embedded else FIRST
+    return builtin_recipes()[name]
+
+
+def build_tab(parts: Parts, *, style: str | None = None) -> Blocks:
+    """The tab as gradio blocks; ``style`` is for a page that no host serves."""
+    with (
+        gr.Blocks(
+            title="Copier", analytics_enabled=False, css=style, theme=gradio_versions.plain_theme()
+        ) as blocks,
+        gr.Column(elem_id="copier_tab"),
+    ):
+        _wire(Tab(parts))
+    keep_out_of_ui_config(blocks)
+    return blocks
+
+
+def _wire(tab: Tab) -> None:
+    """Every handler in one place; inputs are sets, and a handler gets a dict by component."""
+    _wire_pictures(tab)
+    _wire_recipe(tab)
+    _wire_run(tab)
+    _wire_history(tab)
+    _wire_tools(tab)
+
+
+def _check_outputs(tab: Tab) -> set[Any]:
+    run, fields = tab.run, tab.recipe.outputs() & set(tab.form.fields.values())
+    return {run.problems, run.start, run.queue, run.estimate, *fields}
+
+
+def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:
+    """``handler`` for new pictures; the pairs are shown with what it changed."""
+
+    def both(data: dict[Any, Any]) -> Answer:
+        answer = dict(handler(data))
+        now = {**data, **{one: value for one, value in answer.items() if not isinstance(value, dict)}}
+        return {**answer, **tab.look(now)}
+
+    return saying(both, place)
+
+
+def _wire_pictures(tab: Tab) -> None:
+    original, edited, form = tab.original, tab.edited, tab.whole_form
+    taken = {original.originals, original.view, original.said, edited.view}
+    inputs = form | {original.drawn}
+    listen(original.generate, "click", _pictures_then(tab, original.draw, original.said), form,
+           taken | {original.gallery, original.drawn}, busy=True)  # fmt: skip
+    listen(original.stop, "click", _quietly(original.drawing.stop), (), (), queued=False)
+
+    def pick(data: Any, index: int) -> Answer:
+        return _pictures_then(tab, lambda given: original.pick(given, index), original.said)(data)
+
+    on_select(original.gallery, pick, inputs, taken)
+    for event in ("upload", "clear"):
+        listen(original.files, event, _pictures_then(tab, original.drop, original.said), inputs, taken)
+        listen(edited.files, event, _pictures_then(tab, edited.drop, edited.said), inputs,
+               {edited.edited, edited.view, edited.said})  # fmt: skip
+    listen(original.clear, "click", _pictures_then(tab, original.take_out, original.said), inputs,
+           taken | {original.files})  # fmt: skip
+    look = saying(tab.look, edited.said)
+    chosen = saying(lambda data: {**edited.choose(data), **tab.look(data)}, edited.said)
+    places = {edited.explanation, edited.files, edited.view, edited.said, *edited.parameters.values()}
+    listen(edited.edit, "change", chosen, form, places)
+    for one in edited.parameters.values():
+        listen(one, "release", look, form, {edited.view, edited.said})
+    lists = set(original.lists())
+    listen(original.refresh, "click", saying(original.refreshed, original.said), (), lists | {original.said})
+    listen(original.checkpoint, "input", saying(original.chosen, original.said), {original.checkpoint},
+           {original.line, original.said})  # fmt: skip
+    listen(tab.form["original.fit"], "input", look, form, {edited.view, edited.said})
+
+
+def _wire_recipe(tab: Tab) -> None:
+    recipe, form = tab.recipe, tab.whole_form
+    outputs = {
+        *recipe.outputs(),
+        recipe.said,
+        recipe.choose,
+        tab.form["preset.json"],
+        tab.form["preset.name"],
+    }
+    events: tuple[tuple[Any, str, Handler], ...] = (
+        (recipe.choose, "input", recipe.load),
+        (recipe.stage, "input", recipe.switch),
+        (recipe.same, "click", recipe.same_for_all),
+        (recipe.show_json, "click", recipe.json_text),
+        (recipe.apply_json, "click", recipe.json_applied),
+        (recipe.save, "click", recipe.saved),
+        (recipe.rename, "click", recipe.renamed),
+        (recipe.delete, "click", recipe.deleted),
+        (recipe.upload, "upload", recipe.uploaded),
+        (recipe.load_lora, "click", recipe.from_lora),
+    )
+    for component, event, handler in events:
+        listen(component, event, saying(handler, recipe.said), form, outputs)
+
+
+def _wire_run(tab: Tab) -> None:
+    run, form = tab.run, tab.whole_form
+    said = {run.said, run.problems, run.start, run.watched}
+    started, queued = run.started, run.queued
+    listen(run.start, "click", saying(lambda data: tab.start(data, started), run.said), form, said)
+    listen(run.queue, "click", saying(lambda data: tab.start(data, queued), run.said), form, said)
+    listen(
+        run.stop, "click", saying(run.stopped, run.said), {run.watched}, {run.said, run.stop}, queued=False
+    )
+    listen(run.check, "click", _logged(tab.checked), form, _check_outputs(tab), queued=False)
+    for i, one in enumerate(run.offers):
+        again = saying(functools.partial(_again, run, i), run.said)
+        listen(one, "click", again, {run.watched}, {run.watched, run.said})
+    watching = {run.watched, run.sent, tab.tools.job, tab.setup.job}
+    seen = run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+    listen(run.poll, "click", _logged(tab.observe), watching, seen, queued=False)
+    result = tab.form.under("result") | {run.result.shown}
+    for one, handler in (
+        (run.result.install, run.result.installed),
+        (run.result.measure, run.result.measured),
+    ):
+        listen(one, "click", saying(handler, run.result.said), result, {run.result.said})
+
+
+def _again(run: RunSection, number: int, data: Mapping[Any, Any]) -> Answer:
+    return run.again(data, number)
+
+
+def _wire_history(tab: Tab) -> None:
+    history, run = tab.run.history, tab.run
+    fields = tab.form.under("history")
+
+    def show(data: Mapping[Any, Any]) -> Answer:
+        return {run.watched: history.chosen(data).id}
+
+    listen(history.open, "click", saying(show, history.said), fields, {run.watched, history.said})
+    listen(history.compare, "click", saying(history.compared, history.said), fields, {history.said})
+    listen(history.delete, "click", saying(history.removed, history.said), fields,
+           {history.said, tab.form["history.job"]})  # fmt: skip
+    outputs = {history.said, tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit,
+               *tab.edited.parameters.values(), *tab.recipe.outputs()}  # fmt: skip
+    listen(history.use, "click", saying(tab.reuse, history.said), fields, outputs)
+
+
+def _wire_tools(tab: Tab) -> None:
+    tools, setup = tab.tools, tab.setup
+    fields = tab.form.under("tools")
+    for name, one in tools.buttons.items():
+        go = saying(functools.partial(_go, tools, name), tools.said)
+        listen(one, "click", go, fields, {tools.job, tools.said, tools.found})
+    listen(tools.inspect, "click", saying(tools.inspected, tools.said), fields,
+           {tools.found, tools.said, tools.status})  # fmt: skip
+    listen(tools.refresh, "click", saying(tools.refreshed, tools.said), (), {*tools.lists(), tools.said})
+    listen(tools.stop, "click", saying(tools.stopped, tools.said), {tools.job}, {tools.said}, queued=False)
+    settings = tab.form.under("setup")
+    shown = {setup.trainer, setup.folders, setup.cache, setup.said}
+    listen(setup.look, "click", saying(setup.shown, setup.said), (), shown)
+    listen(setup.install, "click", saying(setup.installed, setup.said), settings, {setup.job, setup.said})
+    listen(setup.stop, "click", saying(setup.stopped, setup.said), {setup.job}, {setup.said}, queued=False)
+    listen(setup.prune, "click", saying(setup.cut, setup.pruned), settings, {setup.pruned, setup.cache})
+    listen(tab.setup_tab, "select", saying(setup.shown, setup.said), (), shown)
+    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"]}
+    listen(tab.run.opened, "click", _logged(tab.opened), (), opened, queued=False)
+
+
+def _go(tools: ToolsSection, name: str, data: Mapping[Any, Any]) -> Answer:
+    return tools.go(data, name)
+
+
+def _quietly(action: Callable[[], None]) -> Handler:
+    def handler(data: dict[Any, Any]) -> Answer:
+        action()
+        return {}
+
+    return handler
+
+
+def _logged(handler: Handler) -> Handler:
+    """``handler``, whose failure is logged and leaves the page as it is: it is called again soon."""
+
+    def guarded(data: dict[Any, Any]) -> Answer:
+        try:
+            return handler(data)
+        except Exception:
+            log.exception("a handler of the tab failed")
+            return {}
+
+    return guarded

@@ -1,0 +1,123 @@
+// Copier's tab: asks the server what is new, checks the form after a change, puts messages beside their
+// fields, and moves the divider of the A/B pictures. Touches nothing outside its own tab.
+(() => {
+    if (window.copierTab) return;
+    window.copierTab = true;
+
+    const FAST = 1000, SLOW = 4000, SETTLE = 500, GIVE_UP = 15000;
+    let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false;
+
+    const root = () => {
+        const app = document.querySelector("gradio-app");
+        return (app && app.shadowRoot) || document;
+    };
+    const find = (id) => root().getElementById ? root().getElementById(id) : root().querySelector("#" + id);
+    const press = (id) => { const one = find(id); if (one) one.click(); return Boolean(one); };
+    const inTab = (node) => Boolean(node && node.closest && node.closest("#copier_tab"));
+    const visible = (node) => Boolean(node && node.offsetParent !== null);
+
+    const pulse = () => {
+        const one = root().querySelector("#copier_run__pulse .copier-pulse");
+        return one ? one.dataset.count : "";
+    };
+    let heard = "";
+
+    function tick() {
+        const tab = find("copier_tab");
+        if (!visible(tab) || document.hidden) return;
+        if (!opened) opened = press("copier_run__opened");
+        const now = Date.now();
+        if (waitingSince && pulse() !== heard) { waitingSince = 0; heard = pulse(); settled(); }
+        if (waitingSince && now - waitingSince < GIVE_UP) return;
+        const live = root().querySelector('#copier_tab [data-live="1"]');
+        if (now - lastPoll < (live ? FAST : SLOW)) return;
+        heard = pulse();
+        if (press("copier_run__poll")) { lastPoll = now; waitingSince = now; }
+    }
+
+    function settled() {
+        const live = [...root().querySelectorAll("#copier_tab [data-live]")].map((one) => one.dataset.live).join();
+        if (live !== wasLive) { wasLive = live; scheduleCheck(); }
+    }
+
+    // The server changes the form too: pictures arrive, a recipe is loaded. Then it is checked again.
+    const ANSWERS = ["original__view", "original__line", "edited__view", "preset__explanation", "preset__said"];
+    let answered = "";
+
+    function noticeAnswers() {
+        const now = ANSWERS.map((name) => (find("copier_" + name) || {}).textContent || "").join("|");
+        if (now !== answered) { answered = now; scheduleCheck(); }
+    }
+
+    function scheduleCheck() {
+        clearTimeout(checkTimer);
+        checkTimer = setTimeout(() => press("copier_run__check"), SETTLE);
+    }
+
+    function soon() { lastPoll = 0; waitingSince = 0; }
+
+    function changed(event) {
+        const target = event.composedPath ? event.composedPath()[0] : event.target;
+        if (!inTab(target)) return;
+        if (target.closest(".copier-swipe")) return;
+        if (target.closest("#copier_run__check, #copier_run__poll, #copier_run__opened")) return;
+        if (event.type === "click" && target.closest("button")) setTimeout(soon, 300);
+        scheduleCheck();
+    }
+
+    // A sentence beside each field that blocks Start; they are listed above Start as well.
+    function placeMessages() {
+        const lines = [...root().querySelectorAll("#copier_run__problems li[data-for]")];
+        const wanted = new Map(lines.map((line) => [line.dataset.for, line.textContent]));
+        for (const old of root().querySelectorAll("#copier_tab .copier-beside")) {
+            const id = old.dataset.of;
+            if (wanted.get(id) === old.textContent) wanted.delete(id); else { unmark(id); old.remove(); }
+        }
+        for (const [id, message] of wanted) {
+            const field = find(id);
+            if (!field) continue;
+            const said = document.createElement("div");
+            said.className = "copier-beside";
+            said.dataset.of = id;
+            said.setAttribute("role", "alert");
+            said.textContent = message;
+            field.appendChild(said);
+            field.classList.add("copier-wrong");
+        }
+    }
+    function unmark(id) { const field = find(id); if (field) field.classList.remove("copier-wrong"); }
+
+    function swipe(event) {
+        const input = event.composedPath ? event.composedPath()[0] : event.target;
+        const box = input.closest && input.closest(".copier-swipe");
+        if (box) box.style.setProperty("--copier-at", input.value + "%");
+    }
+
+    // The report inside its frame is light or dark like the page around it.
+    function themeFrames() {
+        for (const frame of root().querySelectorAll("#copier_tab iframe.copier-frame")) {
+            const page = frame.contentDocument;
+            if (!page || !page.body) continue;
+            const dark = document.body.classList.contains("dark");
+            if (page.documentElement.dataset.dark === String(dark)) continue;
+            page.documentElement.dataset.dark = String(dark);
+            page.documentElement.style.colorScheme = dark ? "dark" : "light";
+            for (const sheet of page.styleSheets) {
+                for (const rule of sheet.cssRules) {
+                    if (!rule.media) continue;
+                    const text = rule.dataCopier || rule.media.mediaText;
+                    if (!text.includes("prefers-color-scheme: dark")) continue;
+                    rule.dataCopier = text;
+                    rule.media.mediaText = dark ? "all" : "not all";
+                }
+            }
+        }
+    }
+
+    document.addEventListener("input", swipe, true);
+    for (const type of ["input", "change", "focusout", "click", "drop"]) {
+        document.addEventListener(type, changed, true);
+    }
+    document.addEventListener("visibilitychange", soon);
+    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); }, 250);
+})();

@@ -1,0 +1,77 @@
+"""A host without models, for tests of the form; and what the tests of the running page need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from copier.app.ports import CheckpointInfo, Folders, Security
+from copier.app.settings import Settings
+
+
+@dataclass
+class PlainHost:
+    """``HostServices`` with files that a test puts there, and nothing that draws."""
+
+    root: Path
+    guarded: Security = field(default_factory=Security)
+    embedded: bool = True
+    name: str = "test"
+
+    def folders(self) -> Folders:
+        root = self.root
+        return Folders(root / "loras", root / "output", root / "data", (root / "checkpoints",))
+
+    def security(self) -> Security:
+        return self.guarded
+
+    def checkpoints(self) -> Sequence[CheckpointInfo]:
+        from copier.pocket.checkpoint import checkpoint_path
+
+        return [CheckpointInfo(checkpoint_path(), "pocket", family="sd1", embedded=self.embedded)]
+
+    def current_checkpoint(self) -> CheckpointInfo | None:
+        return self.checkpoints()[0]
+
+    def vaes(self) -> Sequence[CheckpointInfo]:
+        return []
+
+    def loras(self) -> Sequence[Path]:
+        return sorted(self.folders().loras.rglob("*.safetensors"))
+
+    def samplers(self) -> Sequence[str]:
+        return ["DDIM"]
+
+    def released(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def refresh(self) -> None:
+        pass
+
+    def captioners(self) -> Mapping[str, Any]:
+        return {}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> PlainHost:
+    return PlainHost(tmp_path)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(tmp_path / "data")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "a.png"
+    image = Image.new("RGB", (128, 128), (40, 160, 200))
+    image.paste((220, 30, 30), (32, 32, 96, 96))
+    image.save(path)
+    yield path

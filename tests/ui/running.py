@@ -1,0 +1,215 @@
+"""A running program and a browser at its page; and the tab as a person handles it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "180"))
+"""Milliseconds to wait for what takes computing, on a machine with other work too."""
+
+
+def missing() -> str:
+    """What these tests need and is not here; "" for nothing."""
+    for name in ("gradio", "playwright"):
+        if subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode:
+            return f"{name} is not installed: make test-ui runs these tests"
+    return "" if browser_path() else "there is no chromium: apt-get install chromium"
+
+
+def browser_path() -> str:
+    """The browser of the system."""
+    chosen = os.environ.get("COPIER_TEST_BROWSER")
+    return next((path for path in (chosen, *BROWSERS) if path and Path(path).is_file()), "")
+
+
+def short_recipe() -> dict[str, Any]:
+    """The pocket checkpoint's own recipe with so few steps and pictures that it ends in moments."""
+    source = ROOT / "copier" / "presets" / "copier-quick-pocket.json"
+    recipe: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    recipe |= {"name": "short", "title": "short", "explanation": "A few steps, for the tests."}
+    for stage in recipe["stages"]:
+        if stage["kind"] == "train":
+            stage["training"] |= {"steps": 6, "batch_size": 1, "rank": 4, "alpha": 4.0}
+        else:
+            stage |= {"prompts": stage["prompts"][:2], "seeds": stage["seeds"][:2], "sampling_steps": 2}
+        if stage["kind"] == "evaluate":
+            stage["weights"] = [1.0]
+    return recipe
+
+
+class Program:
+    """``python -m copier ui`` with a data directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data, self.loras = folder, folder / "data", folder / "loras"
+        self.port = _free_port()
+        self.process: subprocess.Popen[str] | None = None
+        (self.data / "presets").mkdir(parents=True)
+        (self.data / "presets" / "short.json").write_text(json.dumps(short_recipe()), encoding="utf-8")
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COPIER_DATA": str(self.data),
+            "COPIER_LORAS": str(self.loras),
+            "COPIER_OUTPUT": str(self.folder / "output"),
+            "COPIER_CHECKPOINTS": str(self.folder / "checkpoints"),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_OFFLINE": "1",
+        }
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "copier", "--threads", "1", "ui", "--port", str(self.port)],
+            cwd=self.folder,
+            env=environment,
+            stderr=(self.folder / "program.log").open("a"),
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        until(lambda: _answers(self.port), "the page is served", seconds=120)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """End it, politely or not."""
+        if self.process is None:
+            return
+        self.process.send_signal(number)
+        self.process.wait(60)
+        self.process = None
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The jobs on the disk, oldest first."""
+        found = sorted((self.data / "jobs").glob("*/job.json"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+    def children(self) -> list[str]:
+        """Command lines of processes that the program started, or that were left by it."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or (self.process is not None and int(entry.name) == self.process.pid):
+                continue
+            try:
+                environment = (entry / "environ").read_bytes()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if f"COPIER_DATA={self.data}\0".encode() in environment and command.strip():
+                found.append(command[:120])
+        return found
+
+    def partial_files(self) -> list[Path]:
+        """Files that were not finished."""
+        return [path for path in self.folder.rglob("*.tmp") if path.is_file()]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Any, what: str, *, seconds: float = PATIENCE / 1000) -> None:
+    """Wait for ``condition``; fails with ``what`` did not come."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"waited {seconds:g} s in vain: {what}"
+        time.sleep(0.1)
+
+
+class TabPage:
+    """The tab in a browser's page."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page, self.address = page, address
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.set_default_timeout(PATIENCE)
+
+    def open(self, *, theme: str = "light") -> TabPage:
+        """Load the page, and wait until its lists are filled and the form was checked."""
+        self.page.goto(f"{self.address}?__theme={theme}")
+        self.page.wait_for_selector("#copier_run__problems .copier-blocked")
+        self.page.wait_for_selector("#copier_original__line .copier-facts")
+        return self
+
+    def press(self, name: str) -> None:
+        """Press the button with that id."""
+        self.page.click(f"#copier_{name}:not([disabled])")
+
+    def section(self, label: str) -> None:
+        """Open a tab by its label."""
+        self.page.click(
+            f"button[role=tab]:text-is('{label}'):visible, .tab-nav button:text-is('{label}'):visible"
+        )
+
+    def fill(self, name: str, value: str) -> None:
+        """Type into a field."""
+        self.page.fill(f"#copier_{name} :is(textarea, input)", value)
+        self.page.keyboard.press("Tab")
+
+    def choose(self, name: str, label: str) -> None:
+        """Choose from a list by its beginning."""
+        self.page.click(f"#copier_{name} input")
+        self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first.click()
+
+    def pick(self, name: str, label: str) -> None:
+        """Choose a radio button."""
+        self.page.click(f"#copier_{name} label:has-text('{label}')")
+
+    def unfold(self, title: str) -> None:
+        """Open a fold by its title."""
+        self.page.click(f"button:has(span:text-is('{title}')):visible")
+
+    def drop(self, name: str, *files: Path) -> None:
+        """Give files to a place for files."""
+        self.page.set_input_files(f"#copier_{name} input[type=file]", [str(path) for path in files])
+
+    def says(self, name: str, text: str) -> None:
+        """Wait until the place says that."""
+        self.page.locator(f"#copier_{name}", has_text=text).first.wait_for()
+
+    def text(self, name: str) -> str:
+        """What stands there now."""
+        return str(self.page.locator(f"#copier_{name}").first.inner_text())
+
+    def waits_for(self, selector: str) -> None:
+        """Wait until something is there."""
+        self.page.wait_for_selector(selector)
+
+    def is_ready(self) -> None:
+        """Wait until Start may be pressed."""
+        self.waits_for("#copier_run__start:not([disabled])")
+
+    def state(self, wanted: str) -> None:
+        """Wait until the watched job is in that state."""
+        self.waits_for(f'#copier_run__status [data-state="{wanted}"]')
+
+    def draws(self, *, count: int = 1) -> None:
+        """Draw originals, as fast as it goes."""
+        self.fill("original__count", str(count))
+        self.unfold("Sampling")
+        self.fill("original__steps", "4")
+        self.press("original__generate")
+        self.waits_for("#copier_original__view .copier-thumbs img")
+        self.waits_for("#copier_edited__view .copier-swipe")

@@ -1,0 +1,373 @@
+"""The tab in a real browser, trained for real on the pocket checkpoint; on whichever gradio is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from tests.ui.running import Program, TabPage, browser_path, missing, until
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+STOPS = int(os.environ.get("COPIER_TEST_STOPS", "2"))
+KILLS = int(os.environ.get("COPIER_TEST_KILLS", "1"))
+
+Open = Callable[..., TabPage]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def program(everything: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = Program(tmp_path_factory.mktemp("program"))
+    program.start()
+    yield program
+    program.end()
+
+
+@pytest.fixture(scope="module")
+def browser(everything: None) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(program: Program, browser: Any) -> Iterator[Open]:
+    """Opens pages; each must have ended without an error of its scripts."""
+    pages: list[TabPage] = []
+
+    def open_page(*, width: int = 1280, theme: str = "light") -> TabPage:
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        pages.append(TabPage(context.new_page(), program.address))
+        return pages[-1].open(theme=theme)
+
+    yield open_page
+    for one in pages:
+        one.page.context.close()
+        assert one.errors == []
+
+
+@pytest.fixture(scope="module")
+def lora(program: Program, browser: Any) -> Path:
+    """The LoRA that the newcomer's path installed, for the tests of the tools."""
+    place = program.loras / "Grau für alle.safetensors"
+    if not place.is_file():
+        pytest.skip("the newcomer's path installed none")
+    return place
+
+
+def children_gone(program: Program) -> None:
+    until(lambda: program.children() == [], "the children of a stopped job are gone", seconds=30)
+
+
+def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
+    tab = opened()
+    for step in ("Original", "Edited", "Start"):
+        assert step in tab.text("intro")
+    assert tab.page.is_disabled("#copier_run__start")
+    assert "no original yet" in tab.text("run__problems")
+
+    tab.draws(count=2)
+    tab.page.locator("#copier_original__gallery img").nth(1).click()
+    tab.says("original__view", "seed2")
+    tab.pick("edited__edit", "Grayscale")
+    tab.says("edited__view", "changed")
+    tab.choose("preset__choice", "short")
+    tab.says("preset__explanation", "A few steps")
+    tab.fill("train__training__steps", "400")
+    tab.is_ready()
+
+    tab.press("run__start")
+    tab.state("running")
+    tab.waits_for("#copier_run__status .copier-progress")
+    tab.page.reload()
+    tab.state("running")
+    tab.waits_for("#copier_run__curve svg polyline")
+    tab.press("run__interrupt")
+    tab.state("stopped")
+    assert [job["state"] for job in program.jobs()] == ["stopped"]
+    children_gone(program)
+
+    tab.draws()
+    tab.choose("preset__choice", "short")
+    tab.says("preset__explanation", "A few steps")
+    tab.is_ready()
+    tab.press("run__start")
+    tab.state("running")
+    tab.state("done")
+    tab.says("result__figures", "Gate: is it A every time?")
+    tab.waits_for("#copier_result__report iframe")
+    tab.fill("result__name", "Grau für alle")
+    tab.fill("result__activation", "grey")
+    tab.press("result__install")
+    tab.says("result__said", "Installed")
+    card = json.loads((program.loras / "Grau für alle.json").read_text(encoding="utf-8"))
+    assert card["activation text"] == "grey" and card["sd version"] == "SD1"
+    assert (program.loras / "Grau für alle.safetensors").is_file()
+    assert Image.open(program.loras / "Grau für alle.png").size == (128, 128)
+    tab.press("result__install")
+    tab.says("result__said", "choose another name")
+    assert program.partial_files() == []
+
+
+def test_two_pages_see_the_same_job_and_closing_one_stops_nothing(program: Program, opened: Open) -> None:
+    first = opened()
+    first.draws()
+    first.choose("preset__choice", "short")
+    first.says("preset__explanation", "A few steps")
+    first.fill("train__training__steps", "3000")
+    first.is_ready()
+    first.press("run__start")
+    first.state("running")
+    second = opened()
+    second.state("running")
+    first.page.context.close()
+    before = program.jobs()[-1]["id"]
+    second.waits_for("#copier_run__curve svg polyline")
+    assert program.jobs()[-1]["id"] == before and program.jobs()[-1]["state"] == "running"
+    second.press("run__interrupt")
+    second.state("stopped")
+    second.waits_for("#copier_run__offer1:visible")
+    assert second.text("run__offer1") == "Go on"
+    children_gone(program)
+
+
+def test_own_pictures_are_compared_before_anything_is_trained(opened: Open, tmp_path: Path) -> None:
+    a, b = tmp_path / "scene.png", tmp_path / "scene-b.png"
+    image = Image.radial_gradient("L").resize((192, 128)).convert("RGB")
+    image.save(a)
+    ImageOps.mirror(image.crop((64, 32, 128, 96))).save(tmp_path / "part.png")
+    changed = image.copy()
+    changed.paste((200, 30, 30), (64, 32, 128, 96))
+    changed.save(b)
+    tab = opened()
+    tab.section("Drop one in")
+    tab.drop("original__files", a)
+    tab.says("original__view", "scene.png")
+    tab.pick("edited__edit", "A picture of my own")
+    tab.says("run__problems", "no edited picture yet")
+    tab.drop("edited__files", b)
+    tab.waits_for("#copier_edited__view .copier-swipe")
+    share = 100 * (64 * 64) / (192 * 128)
+    tab.says("edited__view", f"{share:.1f} %")
+    handle = tab.page.locator("#copier_edited__view .copier-swipe input")
+    handle.fill("25")
+    assert "25%" in (tab.page.locator("#copier_edited__view .copier-swipe").get_attribute("style") or "")
+    tab.is_ready()
+
+
+def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(program: Program, opened: Open) -> None:
+    count = len(program.jobs())
+    tab = opened()
+    tab.fill("original__count", "99")
+    tab.press("original__generate")
+    tab.says("original__said", "give a whole number from 1 to 16")
+    tab.draws()
+    tab.is_ready()
+    for name, value, what in (
+        ("train__training__steps", "0", "smallest allowed value is 1"),
+        ("train__training__rank", "", "give a number"),
+        ("train__training__alpha", "99999", "largest allowed value is 4096"),
+    ):
+        before = tab.page.input_value(f"#copier_{name} input")
+        tab.fill(name, value)
+        tab.waits_for(f"#copier_{name} .copier-beside")
+        assert what in tab.text(name) and what in tab.text("run__problems")
+        assert tab.page.is_disabled("#copier_run__start") and tab.page.is_disabled("#copier_run__queue")
+        tab.fill(name, before)
+        tab.is_ready()
+        assert tab.page.locator("#copier_tab .copier-beside").count() == 0
+    tab.unfold("Save, load, delete")
+    tab.fill("preset__name", "../outside")
+    tab.press("preset__save")
+    tab.says("preset__said", "leave out")
+    tab.press("preset__delete")
+    tab.says("preset__said", "stay as they are")
+    tab.press("history__compare")
+    tab.says("history__said", "no run is chosen" if count else "no run")
+    tab.section("Tools")
+    tab.press("tools__difference__go")
+    tab.says("tools__said", "no LoRA is chosen")
+    tab.section("Setup")
+    tab.fill("setup__keep", "-1")
+    tab.press("setup__prune")
+    tab.says("setup__pruned", "number of days")
+    assert len(program.jobs()) == count
+    assert not list(program.folder.glob("outside*")) and not list(program.data.glob("outside*"))
+
+
+def test_each_tool_writes_its_file(program: Program, opened: Open, lora: Path) -> None:
+    tab = opened()
+    tab.section("Tools")
+
+    def go(tool: str, name: str, folder: Path) -> None:
+        tab.fill(f"tools__{tool}__name", name)
+        tab.press(f"tools__{tool}__go")
+        tab.waits_for(f'#copier_tools__status [data-state="done"]:has-text("{name}")')
+        assert (folder / f"{name}.safetensors").is_file()
+
+    tab.section("Resize")
+    tab.choose("tools__resize__lora", lora.stem)
+    tab.fill("tools__resize__rank", "2")
+    go("resize", "thin", program.loras)
+    tab.section("Difference")
+    tab.press("tools__refresh")
+    tab.choose("tools__difference__minuend", lora.stem)
+    tab.choose("tools__difference__subtrahend", "thin")
+    go("difference", "apart", program.loras)
+    tab.section("Combine")
+    tab.choose("tools__combine__lora1", "thin")
+    tab.choose("tools__combine__lora2", "apart")
+    go("combine", "both", program.loras)
+    tab.section("Merge")
+    tab.choose("tools__merge__checkpoint", "pocket")
+    tab.choose("tools__merge__lora1", "both")
+    go("merge", "merged", program.folder / "checkpoints")
+    tab.section("Extract")
+    tab.choose("tools__extract__tuned", "merged")
+    tab.choose("tools__extract__base", "copier-pocket")
+    go("extract", "extracted", program.loras)
+    tab.section("Inspect")
+    tab.choose("tools__inspect__lora", "extracted")
+    tab.press("tools__inspect__go")
+    tab.says("tools__found", "extracted.safetensors")
+    tab.section("Resize")
+    tab.fill("tools__resize__name", "thin")
+    tab.press("tools__resize__go")
+    tab.says("tools__said", "exists")
+
+
+def test_recipes_are_saved_renamed_loaded_and_deleted(program: Program, opened: Open, lora: Path) -> None:
+    tab = opened()
+    tab.unfold("Save, load, delete")
+    tab.fill("train__training__steps", "77")
+    tab.fill("preset__name", "Meine")
+    tab.press("preset__save")
+    tab.says("preset__said", "Saved as Meine")
+    saved = json.loads((program.data / "presets" / "Meine.json").read_text(encoding="utf-8"))
+    assert saved["stages"][0]["training"]["steps"] == 77
+    tab.fill("preset__name", "Deine")
+    tab.press("preset__rename")
+    tab.says("preset__said", "Renamed to Deine")
+    tab.press("preset__delete")
+    tab.says("preset__said", "Deleted Deine")
+    assert not (program.data / "presets" / "Deine.json").exists()
+    tab.drop("preset__upload", lora)
+    tab.says("preset__said", "Loaded short")
+    assert tab.page.input_value("#copier_train__training__steps input") == "6"
+    tab.pick("preset__stage", "gate")
+    tab.waits_for("#copier_gate__median_limit:visible, #copier_essentials__gate")
+    tab.pick("preset__stage", "copier")
+    tab.waits_for("#copier_train__training__steps:visible")
+
+
+def test_an_earlier_run_is_used_again_and_compared(program: Program, opened: Open, lora: Path) -> None:
+    tab = opened()
+    done = next(job for job in reversed(program.jobs()) if job["state"] == "done" and job["kind"] == "run")
+    other = next(job for job in program.jobs() if job["state"] == "stopped")
+    tab.choose("history__job", done["id"])
+    tab.press("history__use")
+    tab.says("history__said", "settings of")
+    tab.says("original__view", ".png")
+    tab.is_ready()
+    tab.choose("history__other", other["id"])
+    tab.press("history__compare")
+    tab.says("history__said", "steps")
+    tab.choose("history__job", other["id"])
+    tab.press("history__delete")
+    tab.says("history__said", "Deleted")
+    assert other["id"] not in [job["id"] for job in program.jobs()]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_fits_in_both_themes_and_widths(opened: Open, width: int, theme: str) -> None:
+    tab = opened(width=width, theme=theme)
+    for label in ("Tools", "Setup", "Make a LoRA"):
+        tab.section(label)
+        time.sleep(0.3)
+        widest = tab.page.evaluate("document.documentElement.scrollWidth")
+        assert widest <= width, f"{label} is {widest} px wide"
+    dark = tab.page.evaluate("document.body.classList.contains('dark')")
+    assert dark is (theme == "dark")
+    ink, ground = (
+        tab.page.evaluate(
+            "([one, name]) => getComputedStyle(document.querySelector(one))[name]", [selector, name]
+        )
+        for selector, name in (("#copier_tab .copier-head h3", "color"), ("body", "backgroundColor"))
+    )
+    assert abs(_lightness(ink) - _lightness(ground)) > 0.5
+
+
+def _lightness(colour: str) -> float:
+    numbers = [float(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]]
+    return sum(numbers) / 3 / 255
+
+
+def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(program: Program, opened: Open) -> None:
+    tab = opened()
+    tab.draws()
+    tab.choose("preset__choice", "short")
+    tab.says("preset__explanation", "A few steps")
+    tab.is_ready()
+    moments = random.Random(5)
+    for number in range(STOPS):
+        tab.fill("train__training__steps", str(60 + number))
+        tab.is_ready()
+        tab.press("run__start")
+        tab.waits_for('#copier_run__status [data-live="1"]')
+        time.sleep(moments.uniform(0, 12))
+        if tab.page.is_enabled("#copier_run__interrupt"):
+            tab.page.click("#copier_run__interrupt")
+        tab.waits_for('#copier_run__status [data-live="0"]')
+        children_gone(program)
+        assert program.jobs()[-1]["state"] in ("stopped", "done")
+        assert program.partial_files() == []
+
+
+def test_the_queue_goes_on_after_the_program_was_killed(program: Program, opened: Open) -> None:
+    tab = opened()
+    tab.draws()
+    tab.choose("preset__choice", "short")
+    tab.says("preset__explanation", "A few steps")
+    moments = random.Random(6)
+    for number in range(KILLS):
+        tab.fill("train__training__steps", str(500 + number))
+        tab.is_ready()
+        tab.press("run__start")
+        tab.state("running")
+        tab.fill("train__training__steps", str(5 + number))
+        tab.waits_for("#copier_run__queue:not([disabled])")
+        tab.press("run__queue")
+        tab.says("run__said", "waits in the queue")
+        time.sleep(moments.uniform(0, 6))
+        program.end(signal.SIGKILL)
+        children_gone(program)
+        program.start()
+        killed, waiting = program.jobs()[-2:]
+        until(lambda id=waiting["id"]: _state(program, id) == "done", "the job that waited was done")
+        assert _state(program, killed["id"]) == "interrupted"
+        assert program.partial_files() == []
+        tab.state("done")  # the page that was open all the time has found the program again
+        tab.is_ready()
+
+
+def _state(program: Program, id: str) -> str:
+    return next(str(job["state"]) for job in program.jobs() if job["id"] == id)

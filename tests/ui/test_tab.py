@@ -1,0 +1,119 @@
+"""The tab as it is built, on whichever gradio is installed; no browser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio is not installed: make test-ui runs these tests")
+
+from copier.app.jobs import JobService
+from copier.fields import FIELDS
+from copier.ui.leaves import elem_id
+from copier.ui.parts import Parts
+from copier.ui.recipe_form import LEAVES
+from copier.ui.tab import Tab, build_tab
+from copier.ui.visible_texts import visible_texts
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+
+
+@pytest.fixture
+def parts(host: Any, settings: Any) -> Parts:
+    return Parts(host, JobService(settings), settings)
+
+
+@pytest.fixture
+def components(parts: Parts) -> list[dict[str, Any]]:
+    config: dict[str, Any] = build_tab(parts).get_config_file()
+    return list(config["components"])
+
+
+def test_building_the_tab_imports_nothing_heavy() -> None:
+    probe = f"""
+import json, sys
+from pathlib import Path
+import copier.ui.tab, copier.ui.standalone
+from copier.app.jobs import JobService
+from copier.app.settings import Settings
+print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
+"""
+    run = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout.splitlines()[-1]) == []
+
+
+def test_every_field_of_the_table_has_a_component_with_its_help_and_unit(
+    components: list[dict[str, Any]],
+) -> None:
+    shown = {one["props"].get("elem_id"): one["props"] for one in components}
+    covered = set()
+    for path, leaf in LEAVES.items():
+        props = shown[elem_id(path)]
+        assert props["label"] == leaf.field.label and leaf.field.help in props["info"], path
+        assert leaf.field.unit in props["info"], path
+        covered |= set(leaf.specs)
+    everything = " ".join(str(one["props"].get("value")) for one in components if one["type"] == "html")
+    for spec, known in FIELDS.items():
+        for name, field in known.items():
+            beneath = field.help in everything or any(
+                field.help in str(one["props"].get("info")) for one in components
+            )
+            assert (spec, name) in covered or beneath, (spec, name)
+
+
+def test_ids_are_unique_and_ours(components: list[dict[str, Any]]) -> None:
+    ids = [one["props"]["elem_id"] for one in components if one["props"].get("elem_id")]
+    assert len(ids) == len(set(ids)) > len(LEAVES)
+    assert all(one.startswith("copier_") for one in ids)
+    named = (
+        "button",
+        "textbox",
+        "number",
+        "dropdown",
+        "radio",
+        "checkbox",
+        "slider",
+        "file",
+        "html",
+        "gallery",
+    )
+    nameless = [one["type"] for one in components if one["type"] in named and not one["props"].get("elem_id")]
+    assert nameless == []
+
+
+def test_nothing_is_kept_in_the_hosts_ui_config(parts: Parts) -> None:
+    assert all(block.do_not_save_to_config for block in build_tab(parts).blocks.values())
+
+
+def test_every_handler_takes_a_dict_and_may_give_only_what_it_names(parts: Parts) -> None:
+    """The handlers of a fresh page, called with what its components hold."""
+    import gradio as gr
+
+    with gr.Blocks():
+        tab = Tab(parts)
+        form = {one: getattr(one, "value", None) for one in {*tab.whole_form, *tab.form.every()}}
+        checked = tab.checked(form)
+        assert "no original" in str(checked[tab.run.problems])
+        seen = tab.observe({tab.run.watched: "", tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""})
+        assert set(seen) <= tab.run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+        again = tab.observe(
+            {tab.run.watched: "", tab.run.sent: seen[tab.run.sent], tab.tools.job: "", tab.setup.job: ""}
+        )
+        assert set(again) == {tab.run.sent, tab.run.pulse}
+
+
+@pytest.mark.parametrize("language", ["ja_JP", "zh_TW", "zh_CN"])
+def test_every_text_of_the_tab_is_translated(parts: Parts, language: str) -> None:
+    blocks = build_tab(parts)
+    texts = visible_texts(blocks.get_config_file())
+    table = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf-8"))
+    assert sorted(texts - set(table)) == []
+    assert sorted(set(table) - texts) == []
+    foreign = [text for text in table.values() if any(ord(letter) > 0x2E80 for letter in text)]
+    assert len(foreign) > 0.93 * len(table)
