@@ -4,8 +4,8 @@
     if (window.copierTab) return;
     window.copierTab = true;
 
-    const FAST = 1000, SLOW = 4000, SETTLE = 500, GIVE_UP = 15000;
-    let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false;
+    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 4000, AGAIN = 1500;
+    let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false, probing = false;
 
     const root = () => {
         const app = document.querySelector("gradio-app");
@@ -28,11 +28,25 @@
         if (!opened) opened = press("copier_run__opened");
         const now = Date.now();
         if (waitingSince && pulse() !== heard) { waitingSince = 0; heard = pulse(); settled(); }
-        if (waitingSince && now - waitingSince < GIVE_UP) return;
+        if (overdue()) return probe();
+        if (waitingSince) return;
         const live = root().querySelector('#copier_tab [data-live="1"]');
         if (now - lastPoll < (live ? FAST : SLOW)) return;
         heard = pulse();
         if (press("copier_run__poll")) { lastPoll = now; waitingSince = now; }
+    }
+
+    const overdue = () => waitingSince && Date.now() - waitingSince > OVERDUE;
+
+    // The program may have ended: the server is asked for a sign of life, and for nothing else until it gives
+    // one, or gradio would put a message for each of its requests over the page.
+    function probe() {
+        if (probing) return;
+        probing = true;
+        fetch(location.href, {method: "HEAD", cache: "no-store"})
+            .then(() => { waitingSince = 0; lastPoll = 0; })
+            .catch(() => {})
+            .finally(() => setTimeout(() => { probing = false; }, AGAIN));
     }
 
     function settled() {
@@ -51,7 +65,7 @@
 
     function scheduleCheck() {
         clearTimeout(checkTimer);
-        checkTimer = setTimeout(() => press("copier_run__check"), SETTLE);
+        checkTimer = setTimeout(() => overdue() ? scheduleCheck() : press("copier_run__check"), SETTLE);
     }
 
     function soon() { lastPoll = 0; waitingSince = 0; }
@@ -75,7 +89,7 @@
         }
         for (const [id, message] of wanted) {
             const field = find(id);
-            if (!field) continue;
+            if (!field || field.tagName === "BUTTON") continue;
             const said = document.createElement("div");
             said.className = "copier-beside";
             said.dataset.of = id;

@@ -41,7 +41,15 @@ def listen(
     options: dict[str, Any] = {"show_progress": shown, "api_name": False, "queue": queued}
     if MAJOR >= 4:
         options["trigger_mode"] = "once" if busy else "always_last"
-    getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, list(outputs), **options)
+    getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, _in_order(outputs), **options)
+
+
+def _in_order(components: Collection[Block]) -> list[Block]:
+    """The components in the order of the page, and not of a set, which each process has its own of.
+
+    A page that was open while the program was started anew gets answers by their places.
+    """
+    return sorted(components, key=lambda one: one._id)
 
 
 def on_select(
@@ -57,7 +65,9 @@ def on_select(
 
     # gradio looks for the type itself among the annotations, which are texts in this module.
     chosen.__annotations__ = {"event": gr.SelectData}
-    component.select(chosen, set(inputs), list(outputs), show_progress="hidden", api_name=False, queue=True)
+    component.select(
+        chosen, set(inputs), _in_order(outputs), show_progress="hidden", api_name=False, queue=True
+    )
 
 
 def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:

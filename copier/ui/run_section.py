@@ -397,7 +397,10 @@ class HistoryPart:
 
     def compared(self, data: Mapping[Any, Any]) -> Answer:
         """Two runs beside each other."""
-        first, second = self.chosen(data), self.job(data.get(self.form["history.other"]))
+        other = data.get(self.form["history.other"])
+        if not other:
+            raise BadInput("no run is chosen to compare with: choose one from the list")
+        first, second = self.chosen(data), self.job(other)
         if first.id == second.id:
             raise BadInput("both are the same run: choose another one to compare with")
         found = self.parts.jobs.compare(first.id, second.id)

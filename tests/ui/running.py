@@ -143,7 +143,7 @@ class TabPage:
     def __init__(self, page: Any, address: str) -> None:
         self.page, self.address = page, address
         self.errors: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(str(error.stack or error)))
         page.set_default_timeout(PATIENCE)
 
     def open(self, *, theme: str = "light") -> TabPage:
@@ -179,7 +179,7 @@ class TabPage:
 
     def unfold(self, title: str) -> None:
         """Open a fold by its title."""
-        self.page.click(f"button:has(span:text-is('{title}')):visible")
+        self.page.click(f".label-wrap:has(span:text-is('{title}')):visible")
 
     def drop(self, name: str, *files: Path) -> None:
         """Give files to a place for files."""

@@ -108,6 +108,28 @@ def test_every_handler_takes_a_dict_and_may_give_only_what_it_names(parts: Parts
         assert set(again) == {tab.run.sent, tab.run.pulse}
 
 
+def test_a_page_of_an_earlier_process_understands_the_answers() -> None:
+    """Places of inputs and outputs are the same in every process, whatever the order of its sets."""
+    probe = """
+import json
+from pathlib import Path
+from copier.app.jobs import JobService
+from copier.app.settings import Settings
+from copier.ui.parts import Parts
+from copier.ui.tab import build_tab
+from tests.ui.conftest import PlainHost
+settings = Settings(Path("nowhere"))
+config = build_tab(Parts(PlainHost(Path("nowhere")), JobService(settings), settings)).get_config_file()
+print(json.dumps([[one["inputs"], one["outputs"]] for one in config["dependencies"]]))
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", f"{pad}{probe}"], cwd=ROOT, capture_output=True, check=True)
+        for pad in ("", "waste = [object() for _ in range(12345)]")
+    ]
+    first, second = (json.loads(run.stdout.splitlines()[-1]) for run in runs)
+    assert first == second and len(first) > 30
+
+
 @pytest.mark.parametrize("language", ["ja_JP", "zh_TW", "zh_CN"])
 def test_every_text_of_the_tab_is_translated(parts: Parts, language: str) -> None:
     blocks = build_tab(parts)
