@@ -10,18 +10,20 @@ from pathlib import Path
 from types import TracebackType
 
 from copier.app.settings import Settings
+from copier.digest import file_digest
+from copier.errors import BadInput
 from copier.pipeline.plan import paired
 from copier.progress import CancelToken, Observer
-from copier.recipe import EvaluateStage, GateStage, Recipe, Trainer
+from copier.recipe import EvaluateStage, GateStage, Optimiser, Recipe, Trainer
 from copier.request import RunRequest
 from copier.training.client import BuiltinWorker
 from copier.training.environment import TrainerEnvironment, require_environment
 from copier.training.interpreter import ask_interpreter
 from copier.training.machine import Device, device_of
 from copier.training.protocol import TrainRequest, TrainResult
-from copier.training.scripts_folder import ScriptsFolder, find_sd_scripts
+from copier.training.scripts_folder import COMMIT, ScriptsFolder, find_sd_scripts
 from copier.training.scripts_trainer import ScriptsTrainer
-from copier.training.sd_scripts import SavedSeen, SdScripts
+from copier.training.sd_scripts import SILENT_SECONDS, SavedSeen, SdScripts
 from copier.training.tagger_packages import require_tagger
 
 _DISTRIBUTION = "sd-webui-copier"
@@ -38,6 +40,22 @@ class Kit:
     device: Device
     more_packages: tuple[Path, ...] = ()
 
+    def engine(self, settings: Settings, recipe: Recipe) -> str:
+        """What of it changes the outcome of the recipe's trainings, beside what every such kit has.
+
+        Several processes make one batch of theirs, another version of sd-scripts may do anything, and AdamW
+        takes the place of its 8-bit form where that is not there.
+        """
+        parts = []
+        if settings.accelerate is not None:
+            parts.append(f"accelerate {file_digest(settings.accelerate)}")
+        if self.folder.own and self.folder.commit not in ("", COMMIT):
+            parts.append(f"sd-scripts {self.folder.commit}")
+        wanted = {stage.training.optimiser for stage in recipe.trainings()}
+        if Optimiser.ADAMW_8BIT in wanted and not self.environment.eight_bit:
+            parts.append("adamw for adamw8bit")
+        return ", ".join(parts)
+
     def scripts(self, settings: Settings, *, threads: int | None) -> SdScripts:
         """How its scripts are run."""
         return SdScripts(
@@ -49,6 +67,7 @@ class Kit:
             accelerate=settings.accelerate,
             threads=threads,
             cpu=self.device.kind == "cpu",
+            silent_seconds=settings.silent_seconds or SILENT_SECONDS,
         )
 
 
@@ -72,7 +91,20 @@ def find_kit(settings: Settings, *, device: str) -> Kit:
     interpreter = ask_interpreter(settings.python)
     environment = require_environment(settings.trainer, interpreter)
     folder = find_sd_scripts(settings.sd_scripts_dir)
-    return Kit(environment, folder, Device("cpu") if device == "cpu" else device_of(interpreter))
+    found = Device("cpu", chosen=True) if device == "cpu" else device_of(interpreter)
+    if device == "cuda" and found.kind != "cuda":
+        raise BadInput(
+            f"the device is cuda, but the torch of {interpreter.path}, which trains, finds none: use "
+            "--device auto, or name another Python in COPIER_PYTHON"
+        )
+    return Kit(environment, folder, found)
+
+
+def engine_of(request: RunRequest, settings: Settings) -> str:
+    """What of the trainer's installation changes the outcome of the run; raises as ``find_kit``."""
+    if request.recipe.trainer is Trainer.BUILTIN:
+        return ""
+    return find_kit(settings, device=request.device).engine(settings, request.recipe)
 
 
 class Crew:

@@ -132,10 +132,10 @@ def find_recipe(name_or_path: str, settings: Settings) -> Recipe:
     presets = own_presets(settings)
     if name_or_path in presets:
         return presets[name_or_path]
-    try:
-        return load_recipe(name_or_path)
-    except UnknownName:
-        raise UnknownName("recipe", name_or_path, {*builtin_recipes(), *presets}) from None
+    built_in = builtin_recipes()
+    if name_or_path not in built_in and not name_or_path.endswith(".json"):
+        raise UnknownName("recipe", name_or_path, {*built_in, *presets})
+    return load_recipe(name_or_path)
 
 
 def save_preset(recipe: Recipe, name: str, settings: Settings, *, overwrite: bool = False) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from copier.app.checks import check_data_folder, check_device
-from copier.app.crew import Crew, find_kit
+from copier.app.crew import Crew, engine_of, find_kit
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
 from copier.checkpoint.autoencoder_file import autoencoder_keys
@@ -27,6 +27,7 @@ from copier.images.pairs import (
     check_same_names,
     check_size,
     fitted,
+    read_mask,
     read_picture,
 )
 from copier.model_options import AS_IT_IS, ModelOptions
@@ -41,6 +42,7 @@ from copier.recipe import (
     CaptionPolicy,
     EvaluateStage,
     GateStage,
+    Precision,
     Trainer,
     TrainStage,
     reseeded,
@@ -48,7 +50,12 @@ from copier.recipe import (
 )
 from copier.request import NOTHING_MORE, Edit, Generated, PictureFiles, RunRequest, Source
 from copier.training.command import SCRIPTS, check_extra
-from copier.training.preflight import trainable_checkpoint
+from copier.training.preflight import (
+    check_lora_layout,
+    check_memory,
+    memory_needed,
+    trainable_checkpoint,
+)
 from copier.training.sd_scripts import list_options
 
 
@@ -113,9 +120,10 @@ def preview(
     check(request, settings, seeds=seeds)
     digest = DigestMemory(settings.digests, write=False).digest
     store = StageStore(settings.stages)
+    engine = engine_of(request, settings)
     found: dict[str, StageState] = {}
     for one in (request, *others):
-        for state in states(plan(one, digest), store):
+        for state in states(plan(one, digest, engine=engine), store):
             found.setdefault(state.stage.key, state)
     return tuple(found.values())
 
@@ -168,7 +176,8 @@ def execute(
     with Crew(settings, device=wanted[0].device, threads=wanted[0].threads) as crew:
 
         def carried_out(request: RunRequest) -> FinishedRun:
-            planned = plan(request, DigestMemory(settings.digests).digest)
+            digest, engine = DigestMemory(settings.digests).digest, engine_of(request, settings)
+            planned = plan(request, digest, engine=engine)
             return run(
                 request, planned, store, crew.worker, functools.partial(crew.train, request), observer, cancel
             )
@@ -215,10 +224,36 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
         kit = find_kit(settings, device=request.device)
     except NotInstalled as error:
         raise NotInstalled(f"{error}; or use the builtin trainer: --set trainer=builtin") from error
+    check_memory(memory_needed(checkpoint, kit.device))
+    if kit.device.kind == "cpu" and any(
+        stage.training.precision is Precision.FP16 for stage in request.recipe.trainings()
+    ):
+        raise BadInput("fp16 needs a GPU, and the training has none: --set training.precision=fp32, or bf16")
+    starts = {stage.start for stage in request.recipe.trainings()}
+    for name, path in request.loras.items():
+        if name not in starts:
+            check_lora_layout(path)
+    _check_masks(request)
     if request.scripts.extra:
         script = SCRIPTS[detect(checkpoint).family].file
         options = list_options(kit.scripts(settings, threads=request.threads), script)
         check_extra(request.scripts.extra, options, script=script)
+
+
+def _check_masks(request: RunRequest) -> None:
+    """Refuse a training that counts the loss by masks where none of its pictures has one."""
+    for stage in request.recipe.trainings():
+        if not stage.training.masked_loss:
+            continue
+        source = request.pictures[stage.pictures]
+        if isinstance(source, Edit):
+            source = request.pictures[request.recipe.original_of(stage.pictures)]
+        paths = source.paths if isinstance(source, PictureFiles) else ()
+        if not any(read_mask(path) for path in paths):
+            raise BadInput(
+                f"the training {stage.name!r} counts the loss by masks, but no picture of {stage.pictures!r} "
+                "has transparent parts: erase what is not to count, or set masked_loss to false"
+            )
 
 
 def check_checkpoint(

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from copier.errors import BadInput
+
 
 def default_data_folder() -> Path:
     """``COPIER_DATA``, or the platform's folder for application data."""
@@ -34,6 +36,17 @@ def accelerate_config() -> Path | None:
     """``COPIER_ACCELERATE_CONFIG``: a configuration of accelerate, for several GPUs or machines."""
     chosen = os.environ.get("COPIER_ACCELERATE_CONFIG")
     return Path(chosen).expanduser() if chosen else None
+
+
+def silent_seconds() -> float | None:
+    """``COPIER_SILENT_SECONDS``: how long a trainer may say nothing; None: what sd-scripts usually needs."""
+    chosen = os.environ.get("COPIER_SILENT_SECONDS")
+    if not chosen:
+        return None
+    try:
+        return float(chosen)
+    except ValueError:
+        raise BadInput(f"COPIER_SILENT_SECONDS is {chosen!r}: give a number of seconds") from None
 
 
 def trainer_python() -> str:
@@ -72,6 +85,7 @@ class Settings:
     python: str = field(default_factory=trainer_python)
     sd_scripts_dir: Path | None = field(default_factory=own_sd_scripts)
     accelerate: Path | None = field(default_factory=accelerate_config)
+    silent_seconds: float | None = field(default_factory=silent_seconds)
     checkpoints: tuple[Path, ...] = field(default_factory=checkpoint_folders)
     own_loras: Path | None = field(default_factory=own_loras)
     own_output: Path | None = field(default_factory=own_output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from copier.checkpoint.header import Header
+from copier.errors import BadInput
 from copier.model_options import AS_IT_IS, ModelOptions, Prediction, Switch
 
 PREDICTION_KEY = "modelspec.prediction_type"
@@ -27,6 +28,9 @@ def parameterisation(header: Header, options: ModelOptions = AS_IT_IS) -> Parame
 
     ``auto`` goes by sd-scripts' metadata and by the marks among the tensors. SD 2.x files in 768 px predict
     velocity and mostly bear neither: there ``options`` must say so.
+
+    Raises:
+        BadInput: zero terminal SNR is asked for, and the checkpoint is not known to predict velocity.
     """
     marked = VELOCITY_MARK in header.tensors or ZERO_TERMINAL_MARK in header.tensors
     said = header.metadata.get(PREDICTION_KEY) in ("v", "v_prediction")
@@ -37,4 +41,9 @@ def parameterisation(header: Header, options: ModelOptions = AS_IT_IS) -> Parame
         rescaled = ZERO_TERMINAL_MARK in header.tensors
     else:
         rescaled = options.zero_terminal_snr is Switch.ON
+    if rescaled and not velocity and options.zero_terminal_snr is Switch.ON:
+        raise BadInput(
+            "zero terminal SNR is on, but the checkpoint predicts noise as far as its file says: add "
+            "--prediction v if it predicts velocity, else leave zero terminal SNR alone"
+        )
     return Parameterisation(velocity, velocity and rescaled)

@@ -190,6 +190,17 @@ def derived_metadata(
     }
 
 
+def plain_metadata(lora: LoraFile) -> dict[str, str]:
+    """What a LoRA is, without what its trainer was told: its network, and what it was trained on."""
+    described = network_metadata(
+        lora.weights,
+        name=Path(lora.path).stem,
+        family=lora.family,
+        velocity=says_velocity(lora.metadata),
+    )
+    return {**described, **_agreed([lora])}
+
+
 def common_family(sources: Sequence[LoraFile]) -> Family:
     """The family that all LoRAs whose family is known belong to; raises BadInput if they differ."""
     known = {source.family: source for source in sources if source.family is not Family.UNKNOWN}

@@ -129,16 +129,17 @@ def paired(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[tuple[str,
     return tuple((prompts[i % len(prompts)], seeds[i % len(seeds)]) for i in range(count))
 
 
-def plan(request: RunRequest, digest: Callable[[Path], str]) -> Plan:
+def plan(request: RunRequest, digest: Callable[[Path], str], *, engine: str = "") -> Plan:
     """The stages of ``request``; ``digest`` gives the SHA-256 of a file.
 
-    Nothing is written, and the answer depends on nothing but the request and its files.
+    ``engine`` is what else of the trainer's installation changes the outcome, "" for the usual one. Nothing
+    is written, and the answer depends on nothing but these and the request's files.
 
     Raises:
         OSError: a file of the request cannot be read.
         BadInput: there is no such edit, or it does not take its parameters.
     """
-    builder = _Builder(request, digest)
+    builder = _Builder(request, digest, engine)
     for pictures in request.recipe.pictures:
         builder.pictures(pictures)
     # LoRA files first: a damaged one costs no training.
@@ -166,9 +167,10 @@ def drawing_precision(recipe: Recipe) -> Precision:
 class _Builder:
     """Gathers the planned stages; each method adds the stages that one part of the request needs."""
 
-    def __init__(self, request: RunRequest, digest: Callable[[Path], str]) -> None:
+    def __init__(self, request: RunRequest, digest: Callable[[Path], str], engine: str) -> None:
         self.request = request
         self.digest = digest
+        self.engine = engine
         self.checkpoint = digest(request.checkpoint)
         # What a stage that draws or reconstructs depends on, besides its own numbers.
         self.model = {
@@ -237,8 +239,11 @@ class _Builder:
             "multipliers": [base.multiplier for base in stage.base],
             **_model_numbers(self.request.model, self.digest),
         }
+        if self.engine:
+            numbers["engine"] = self.engine
         if self.request.scripts.extra:
-            numbers["extra"] = list(self.request.scripts.extra)
+            # Not as they are: they may hold what is to stay out of files.
+            numbers["extra"] = json_digest(list(self.request.scripts.extra))
         if stage.check_every:
             gate = self.request.recipe.gate_of(stage)
             needs["base_pictures"] = self._draw(f"{gate.name}.base", self._gate_draws(gate))

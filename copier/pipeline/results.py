@@ -15,7 +15,7 @@ from copier.digest import file_digest
 from copier.disk import existing_parent
 from copier.errors import BadInput, CopierError
 from copier.evaluation.report import GENERATOR, ReportFiles, write_report
-from copier.ops.lora_file import read_lora, write_lora
+from copier.ops.lora_file import plain_metadata, read_lora, write_lora
 from copier.pipeline.files import LORA, picture_paths
 from copier.pipeline.plan import PlannedStage
 from copier.pipeline.reporting import file_stem, report_data
@@ -196,8 +196,10 @@ def _same_origin(first: Path, second: Path) -> bool:
 def _write_final(run: FinishedRun, stage: PlannedStage, path: Path) -> None:
     """The stage's LoRA in fp16, with the recipe and where it comes from in its metadata."""
     lora = read_lora(run.entries[stage.name].path(LORA))
+    # What sd-scripts says of a training has its free arguments in it, and those do not travel.
+    about = plain_metadata(lora) if run.request.scripts.extra else lora.metadata
     metadata = {
-        **lora.metadata,
+        **about,
         "ss_output_name": path.stem,
         "modelspec.title": path.stem,
         RECIPE_KEY: json.dumps(recipe_to_json(run.request.recipe)),

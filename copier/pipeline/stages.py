@@ -27,6 +27,7 @@ from copier.ops.resize import resize
 from copier.pipeline.context import Context, draw_request, reconstruct
 from copier.pipeline.early_stop import EarlyStop
 from copier.pipeline.files import (
+    IDEAL,
     LORA,
     LOSSES,
     mask_name,
@@ -182,6 +183,7 @@ def train(context: Context) -> Json:
         cancel=context.cancel,
         on_saved=EarlyStop(context, context.request.recipe.gate_of(stage)) if stage.check_every else None,
     )
+    shutil.rmtree(context.folder / IDEAL, ignore_errors=True)  # of an early stop's checks
     write_point("losses-write")
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
     measured = {} if result.memory is None else {"memory": result.memory}

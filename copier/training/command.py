@@ -117,6 +117,21 @@ _BY_REASON = {
     ),
     "sd-scripts refuses it where latents are cached, as here": "--color_aug --random_crop",
     "with it nothing is trained": "--debug_dataset --output_config --help -h",
+    "nothing is uploaded from here": (
+        "--huggingface_token --huggingface_repo_id --huggingface_repo_type --huggingface_path_in_repo "
+        "--huggingface_repo_visibility --save_state_to_huggingface --resume_from_huggingface "
+        "--async_upload --wandb_api_key --wandb_run_name --log_with --log_tracker_name --log_tracker_config"
+    ),
+    "the LoRA's metadata is Copier's": "--no_metadata",
+    "what it keeps lies in the folder of the run, which is deleted": (
+        "--save_state --save_state_on_train_end --save_last_n_steps_state --save_last_n_steps "
+        "--save_last_n_epochs --save_last_n_epochs_state --cache_latents_to_disk "
+        "--cache_text_encoder_outputs_to_disk"
+    ),
+    "an epoch is a batch or two here, and accelerate accumulates no further: raise batch_size": (
+        "--gradient_accumulation_steps"
+    ),
+    "there are no loader processes here": "--persistent_data_loader_workers",
     "Copier reads the log": "--console_log_simple --console_log_file",
     "an epoch may be as short as a step here": (
         "--save_every_n_epochs --save_n_epoch_ratio --sample_every_n_epochs"

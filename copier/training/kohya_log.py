@@ -169,8 +169,8 @@ FAILURES: tuple[Failure, ...] = (
         "main memory",
         r"DefaultCPUAllocator|^MemoryError|bad_alloc|\[WinError 1455\]|Cannot allocate memory",
         TrainingFailed,
-        "the main memory (RAM) did not suffice: close other programs or enlarge the page file; "
-        "--set training.precision=fp16 halves what the checkpoint takes",
+        "the main memory (RAM) did not suffice: close other programs, unload the WebUI's own checkpoint, or "
+        "enlarge the swap or page file",
     ),
     _failure(
         "latents without numbers",
@@ -290,7 +290,7 @@ FAILURES: tuple[Failure, ...] = (
         r"voluptuous\.error\.\w+: (?P<complaint>.+)",
         TrainingFailed,
         "sd-scripts does not take the dataset's description ({complaint}): its version is not the one that "
-        "this program brings; clear the setting sd_scripts_dir",
+        "this program brings; remove the environment variable COPIER_SD_SCRIPTS_DIR",
     ),
     _failure(
         "no bf16",
@@ -353,7 +353,7 @@ def explain(lines: Sequence[str], exit_code: int | None, training: TrainingSpec)
     if exit_code in KILLED:
         return TrainingFailed(
             "the system ended sd-scripts, probably because the main memory (RAM) did not suffice: close "
-            f"other programs, or --set training.precision=fp16{last}"
+            f"other programs, unload the WebUI's own checkpoint, or enlarge the swap or page file{last}"
         )
     if exit_code in _CRASHED:
         return TrainingFailed(
@@ -363,7 +363,7 @@ def explain(lines: Sequence[str], exit_code: int | None, training: TrainingSpec)
     if exit_code is None:
         return TrainingFailed(
             "sd-scripts printed nothing for too long and was ended: another program may hold the card, or "
-            f"the disk be slow; run it again, or allow it more time{last}"
+            f"the disk be slow; run it again, or allow more with COPIER_SILENT_SECONDS{last}"
         )
     if exit_code == 0:
         return TrainingFailed(
@@ -378,7 +378,9 @@ def explain(lines: Sequence[str], exit_code: int | None, training: TrainingSpec)
 def _lower(settings: Sequence[str]) -> str:
     if not settings:
         return "use smaller pictures"
-    return "lower these, one after the other until it fits: " + ", ".join(f"--set {one}" for one in settings)
+    listed = ", ".join(f"--set {one}" for one in settings)
+    scaled = " (scale picture files to that first)" if "training.resolution=" in listed else ""
+    return f"lower these, one after the other until it fits: {listed}{scaled}"
 
 
 def _seconds(rate: str, unit: str) -> float | None:

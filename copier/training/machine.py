@@ -31,11 +31,15 @@ print(json.dumps([kind, name, memory]))
 
 @dataclass(frozen=True)
 class Device:
-    """``kind`` is cuda (ROCm too), mps, xpu or cpu; ``memory`` in bytes, 0 where it is not known."""
+    """``kind`` is cuda (ROCm too), mps, xpu or cpu; ``memory`` in bytes, 0 where it is not known.
+
+    ``chosen``: the user wants it so, whatever else there is.
+    """
 
     kind: str
     name: str = ""
     memory: int = 0
+    chosen: bool = False
 
 
 def device_of(interpreter: Interpreter) -> Device:

@@ -52,14 +52,19 @@ def preset_for(family: Family, gigabytes: float) -> MemoryPreset | None:
 
 
 def with_preset(recipe: Recipe, preset: MemoryPreset) -> Recipe:
-    """``recipe`` with the preset's values in every training."""
+    """``recipe`` with the preset's values in every training; a resolution of the user's own stays."""
     stages = tuple(
-        replace(stage, training=replace(stage.training, **preset.values))
-        if isinstance(stage, TrainStage)
-        else stage
+        replace(stage, training=_fitted(stage.training, preset)) if isinstance(stage, TrainStage) else stage
         for stage in recipe.stages
     )
     return replace(recipe, stages=stages)
+
+
+def _fitted(training: TrainingSpec, preset: MemoryPreset) -> TrainingSpec:
+    values = dict(preset.values)
+    if training.resolution != TrainingSpec().resolution:
+        values.pop("resolution", None)
+    return replace(training, **values)
 
 
 def savings(training: TrainingSpec) -> tuple[str, ...]:

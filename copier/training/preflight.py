@@ -89,13 +89,19 @@ def check_loras(command: TrainingCommand, checkpoint: Header) -> None:
             merge nothing, silently), or does not fit the checkpoint.
     """
     for name in (*(command.values("--base_weights") or ()), *(command.values("--network_weights") or ())):
+        check_lora_layout(Path(name))
         with LoraReader(name) as reader:
-            if reader.layout != "kohya":
-                raise BadInput(
-                    f"{reader.path.name!r} is a LoRA in the layout {reader.layout}, and sd-scripts reads "
-                    "kohya's only: rewrite it with `copier resize`"
-                )
             require_modules_fit(reader.shapes, reader.family, checkpoint)
+
+
+def check_lora_layout(path: Path) -> None:
+    """Raise ``BadInput`` for a LoRA that sd-scripts cannot merge: it would merge nothing, silently."""
+    with LoraReader(path) as reader:
+        if reader.layout != "kohya":
+            raise BadInput(
+                f"{path.name!r} is a LoRA in the layout {reader.layout}, and sd-scripts reads kohya's only: "
+                "rewrite it with `copier resize`"
+            )
 
 
 def check_pictures(command: TrainingCommand, *, note: Note) -> tuple[tuple[int, int], ...]:
@@ -224,6 +230,8 @@ def check_device(command: TrainingCommand, device: Device) -> tuple[str, ...]:
         return ()
     if command.value("--mixed_precision") == "fp16":
         raise BadInput("there is no GPU, and fp16 needs one: choose the precision fp32, or bf16")
+    if device.chosen:
+        return ()
     steps = command.value("--max_train_steps")
     return (
         f"no GPU was found: {f'the {steps} steps are' if steps else 'it is'} trained on the processor, "

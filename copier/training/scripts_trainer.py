@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from copier.training.command_parts import PictureCopy, TrainingCommand
 from copier.training.environment import TrainerEnvironment
 from copier.training.machine import Device
 from copier.training.protocol import TrainRequest, TrainResult
+from copier.training.scripts_inputs import is_in_ldm_names, write_autoencoder, write_start
 
 
 class ScriptsTrainer:
@@ -69,19 +72,38 @@ class ScriptsTrainer:
         """
         folder = request.output.parent
         training = self._trainable(request, observer)
+        rewritten = folder / "rewritten"
+        try:
+            readable = _readable(request, training, rewritten)
+            return self._train(readable, training, observer=observer, cancel=cancel, on_saved=on_saved)
+        finally:
+            shutil.rmtree(rewritten, ignore_errors=True)
+
+    def _train(
+        self,
+        request: TrainRequest,
+        training: TrainingSpec,
+        *,
+        observer: Observer,
+        cancel: CancelToken | None,
+        on_saved: sd_scripts.SavedSeen | None,
+    ) -> TrainResult:
+        folder = request.output.parent
+        # So that each of the two comes at its own steps.
+        save_every = math.gcd(request.save_every, self._options.save_every)
         job, copies = script_job(
             request,
             training,
             folder / "work",
             self._environment.tokenizers,
             extra=self._options.extra,
-            save_every=request.save_every or self._options.save_every,
+            save_every=save_every,
             sample_every=self._options.sample_every,
             samples=self._samples,
         )
         options = sd_scripts.list_options(self._scripts, job.script.file) if job.extra else ()
         command = build_command(job, options)
-        losses = _Losses(guarded(observer))
+        losses, chosen = _Losses(guarded(observer)), _Chosen(request.save_every, on_saved)
         try:
             done = sd_scripts.train(
                 sd_scripts.TrainingJob(
@@ -97,14 +119,14 @@ class ScriptsTrainer:
                 observer=losses.observe,
                 cancel=cancel,
                 on_sample=lambda path: losses.observe(ProgressEvent(request.stage, pictures=(str(path),))),
-                on_saved=on_saved,
+                on_saved=chosen.look if on_saved else None,
             )
         except Cancelled:
             raise
         except CopierError:
             self._keep_log(folder, request.stage, observer)
             raise
-        return TrainResult(request.output, losses.all(), done.seconds)
+        return TrainResult(request.output, losses.until(chosen.step), done.seconds)
 
     def _trainable(self, request: TrainRequest, observer: Observer) -> TrainingSpec:
         """The training as this machine can do it, with a note where that differs from what was asked for."""
@@ -125,6 +147,19 @@ class ScriptsTrainer:
         except OSError:
             return
         observer(ProgressEvent(stage, message=f"the log of sd-scripts is in {kept}"))
+
+
+def _readable(request: TrainRequest, training: TrainingSpec, folder: Path) -> TrainRequest:
+    """``request`` with files that sd-scripts reads rightly; others are rewritten in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vae, start = request.model.vae, request.start
+    if vae is not None and not is_in_ldm_names(vae):
+        write_autoencoder(vae, folder / "vae.safetensors")
+        request = replace(request, model=replace(request.model, vae=folder / "vae.safetensors"))
+    if start is not None:
+        write_start(start, folder / "start.safetensors", training, read_header(request.checkpoint))
+        request = replace(request, start=folder / "start.safetensors")
+    return request
 
 
 def script_job(
@@ -207,10 +242,26 @@ class _Losses:
             self._found[event.step] = event.loss
         self._observer(event)
 
-    def all(self) -> tuple[float, ...]:
-        """One a step; a step whose loss was not shown has that of the step before."""
+    def until(self, last: int | None) -> tuple[float, ...]:
+        """One a step, to ``last`` or all; a step whose loss was not shown has that of the step before."""
         losses: list[float] = []
-        for step in range(1, max(self._found, default=0) + 1):
+        for step in range(1, (last or max(self._found, default=0)) + 1):
             if step in self._found or losses:
                 losses.append(self._found.get(step, losses[-1] if losses else 0.0))
         return tuple(losses)
+
+
+class _Chosen:
+    """Asks about what was saved, every so many steps, and keeps the step that was chosen."""
+
+    def __init__(self, every: int, ask: sd_scripts.SavedSeen | None) -> None:
+        self._every = every
+        self._ask = ask
+        self.step: int | None = None
+
+    def look(self, path: Path, step: int) -> bool:
+        """Whether the training ends with the LoRA of that step."""
+        if self._ask is None or step % self._every or not self._ask(path, step):
+            return False
+        self.step = step
+        return True

@@ -50,6 +50,7 @@ _NOT_INHERITED = {
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("COLUMNS", "LINES"),
 }
+_NOT_INHERITED_FAMILIES = ("ACCELERATE_", "TQDM_")
 
 Explain = Callable[[Sequence[str], int | None], CopierError]
 """The error of a training that failed, with its remedy: from the last lines, and the exit code (None: it was
@@ -123,9 +124,10 @@ class SdScripts:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if name not in _NOT_INHERITED and not name.startswith("ACCELERATE_")
+            if name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_FAMILIES)
         }
-        hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"} if self.cpu else {}
+        hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "-1") if self.cpu else {}
+        hidden |= {"ACCELERATE_USE_CPU": "true"} if self.cpu else {}
         # What is missing is an error at once, not after a minute of attempts to reach the hub.
         offline = "0" if online else "1"
         return {
@@ -299,9 +301,9 @@ def _run(
         chosen = _watch(child, trainer, listener, files, explain, cancel)
     finally:
         child.stop(trainer.times)
+    chosen = chosen or files.look(ended=True)
     if chosen is not None:
         return chosen
-    files.look(ended=True)
     lora = job.command.output
     if child.exit_code == 0 and lora.is_file():
         verify_lora(lora, files.checkpoint, files.expected)
@@ -326,7 +328,8 @@ def _watch(
         if child.silent_seconds > trainer.silent_seconds:
             raise TrainingFailed(
                 f"the training said nothing for {trainer.silent_seconds:g} s and was ended: if a step takes "
-                f"so long on this machine, allow more time, else run it again{quoted(child.tail)}"
+                "so long on this machine, allow more with the environment variable COPIER_SILENT_SECONDS, "
+                f"else run it again{quoted(child.tail)}"
             )
         if listener.reader.broken_at is not None:
             raise explain(listener.last_lines(child), None)
@@ -382,6 +385,7 @@ class _Files:
         self._on_sample, self._on_saved = on_sample, on_saved
         self._before: dict[Path, tuple[int, int]] = {}
         self._refused: set[Path] = set()
+        self._unseen: list[tuple[Path, int]] = []
 
     def look(self, *, ended: bool) -> Path | None:
         """Report what is new; a saved LoRA with which the training may end, or None.
@@ -398,8 +402,12 @@ class _Files:
             if step is None or path == self._lora or path in self._refused or not self._verifies(path):
                 continue
             self.saved.append(self._moved(path, "saved"))
-            if self._on_saved and self._on_saved(self.saved[-1], int(step[1])):
-                return self.saved[-1]
+            self._unseen.append((self.saved[-1], int(step[1])))
+        # All are in safety before the first is judged: that may take longer than the next one needs.
+        while self._on_saved and self._unseen:
+            saved, number = self._unseen.pop(0)
+            if self._on_saved(saved, number):
+                return saved
         return None
 
     def _whole(self, pattern: str, *, ended: bool) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from copier.checkpoint.targets import trained_names
 from copier.codec import load_recipe, recipe_from_json
 from copier.errors import BadInput, OutOfMemory, UnknownName
 from copier.model_options import ModelOptions, Prediction
-from copier.ops.lora_file import network_metadata, write_lora
+from copier.ops.lora_file import network_metadata, read_lora, write_lora
 from copier.pipeline.store import StageStore
 from copier.progress import Phase, ProgressEvent
 from copier.recipe import Trainer
@@ -48,7 +48,9 @@ def lora(folder: Path) -> Path:
         deltas[name] = LowRankDelta(up, torch.randn(2, *rest, generator=noise), 2.0)
     weights = LoraWeights(deltas)
     path = folder / "trained.safetensors"
-    write_lora(path, weights, network_metadata(weights, name="trained", family=Family.SD1), dtype="fp32")
+    described = network_metadata(weights, name="trained", family=Family.SD1)
+    # What sd-scripts writes of its arguments.
+    write_lora(path, weights, {**described, "ss_training_comment": "a/secret/path"}, dtype="fp32")
     return path
 
 
@@ -131,6 +133,10 @@ def test_what_the_checkpoint_is_said_to_be_changes_the_keys_and_reaches_the_scri
     for one in service.preview(skipped, Settings(folder / "data")):
         same = keys[one.stage.name] == one.stage.key
         assert same is (one.stage.kind in ("original", "edited")), one.stage.name
+    done = run(skipped, folder)
+    trained = [one.entry for one in done.runs[0].stages if one.stage.kind == "train"]
+    for log in (entry.path("train.log").read_text() for entry in trained):
+        assert "--clip_skip 2" in log and "--v_parameterization" in log
 
 
 def test_a_training_that_fails_keeps_its_log_and_offers_what_to_lower(
@@ -173,6 +179,21 @@ def test_a_training_ends_with_what_it_saved_as_soon_as_the_gate_holds(
     assert ended.entry.record.outcome["steps"] == 15 and not ended.reused
 
 
+def test_what_was_saved_is_judged_also_when_the_script_is_faster_than_the_gate(
+    request_: RunRequest, folder: Path
+) -> None:
+    """The script has long ended when the first LoRA is looked at, and the first that passes is taken."""
+    data = json.loads((folder / "short.json").read_text()) | {"trainer": "sd-scripts"}
+    data["stages"][0]["check_every"], data["stages"][0]["training"]["steps"] = 2, 10
+    data["stages"][1] |= {"median_limit": 2.0, "single_limit": 2.0}
+    asked = replace(request_, recipe=recipe_from_json(data), scripts=ScriptOptions(save_every=3))
+    done = run(asked, folder)
+    ended = next(one.entry for one in done.runs[0].stages if one.stage.name == "copier")
+    assert ended.record.outcome["steps"] == 2
+    saved = {path.name for path in ended.path("saved").iterdir()}
+    assert saved == {f"lora-step{step:08d}.safetensors" for step in range(1, 11)}, "and none of them is lost"
+
+
 def test_a_check_without_a_gate_or_by_the_builtin_trainer_is_refused(folder: Path) -> None:
     data = json.loads((folder / "short.json").read_text())
     data["stages"][0]["check_every"] = 5
@@ -206,12 +227,38 @@ def test_extra_arguments_are_checked_by_the_scripts_own_parser_and_travel_nowher
         run(replace(request_, scripts=ScriptOptions(extra=("--network_dimension", "4"))), folder)
     with pytest.raises(BadInput, match="set rank in the recipe"):
         run(replace(request_, scripts=ScriptOptions(extra=("--network_dim", "4"))), folder)
-    secret = ScriptOptions(extra=("--mixed_precisions", "secret/path"))
-    with pytest.raises(UnknownName):
-        run(replace(request_, scripts=secret), folder)
+    secret = "a/secret/path"
+    done = run(replace(request_, scripts=ScriptOptions(extra=("--sample_prompts_file", secret))), folder)
+    for path in [*(folder / "out").rglob("*"), *(folder / "data").rglob("*.json*")]:
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    assert done.result.is_file()
+    lora = read_lora(done.result).metadata
+    assert "ss_training_comment" not in lora and lora["ss_network_dim"] == "2"
     builtin = replace(request_.recipe, trainer=Trainer.BUILTIN)
     with pytest.raises(BadInput, match="trainer=sd-scripts"):
         run(replace(request_, recipe=builtin, scripts=ScriptOptions(extra=("--a",))), folder)
+
+
+def test_the_device_is_that_of_the_python_which_trains(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = Interpreter(sys.executable, "3.10.0", "linux", "2.1.2+cpu", "", "", "pip")
+    environment = TrainerEnvironment(interpreter, folder, None, folder, eight_bit=False)
+    monkeypatch.setattr(crew, "ask_interpreter", lambda python: interpreter)
+    monkeypatch.setattr(crew, "require_environment", lambda root, python: environment)
+    monkeypatch.setattr(crew, "find_sd_scripts", lambda own: ScriptsFolder(folder, own=True, commit="abc"))
+    settings = replace(Settings(folder / "data"), accelerate=folder / "short.json", silent_seconds=5.0)
+    with pytest.raises(BadInput, match="COPIER_PYTHON"):
+        crew.find_kit(settings, device="cuda")
+    found = crew.find_kit(settings, device="cpu")
+    scripts = found.scripts(settings, threads=2)
+    assert scripts.silent_seconds == 5.0 and scripts.environment()["ACCELERATE_USE_CPU"] == "true"
+    assert scripts.environment()["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert crew.find_kit(settings, device="auto").device == Device("cpu")
+    engine = found.engine(settings, load_recipe("copier-quick"))
+    assert "accelerate " in engine and "sd-scripts abc" in engine and "adamw for adamw8bit" in engine
+    alone = replace(settings, accelerate=None)
+    assert found.engine(alone, load_recipe("copier-thorough")) == "sd-scripts abc"
 
 
 def test_only_sdxl_is_fitted_to_a_card(folder: Path, narrow_sdxl: Path) -> None:

@@ -89,6 +89,7 @@ def run(
     spec: TrainingSpec = SPEC,
     skip_init: bool = True,
     sample_every: int = 0,
+    start: Path | None = None,
 ) -> TrainResult:
     scripts = replace(kit.scripts(Settings(folder), threads=1), skip_init=skip_init)
     trainer = ScriptsTrainer(
@@ -100,7 +101,7 @@ def run(
         samples=(("a red star", 1), ("", 2)),
     )
     out, checkpoint = folder / "lora.safetensors", checkpoint or checkpoint_path()
-    return trainer.train(TrainRequest(checkpoint, (picture,), out, spec, base=base))
+    return trainer.train(TrainRequest(checkpoint, (picture,), out, spec, base=base, start=start))
 
 
 def zero_lora(path: Path) -> Path:
@@ -125,7 +126,7 @@ def test_the_second_training_starts_from_the_base_with_the_copier(
     """
     zero, merged = zero_lora(tmp_path / "zero.safetensors"), tmp_path / "merged.safetensors"
     merge(checkpoint_path(), [(copier, 1.0)], merged, dtype="fp32")
-    losses = {}
+    losses, loras = {}, {}
     for name, checkpoint, base in (
         ("in memory", checkpoint_path(), copier),
         ("as a file", merged, zero),
@@ -134,10 +135,15 @@ def test_the_second_training_starts_from_the_base_with_the_copier(
         folder = tmp_path / name
         folder.mkdir()
         done = run(kit, folder, picture, checkpoint=checkpoint, base=((base, 1.0),), skip_init=False)
-        losses[name] = done.losses
+        losses[name], loras[name] = done.losses, load_file(done.output)
     assert len(losses["in memory"]) == SPEC.steps
     assert losses["in memory"] == pytest.approx(losses["as a file"], abs=1e-4)
     assert losses["in memory"] != pytest.approx(losses["without"], abs=1e-3)
+    # The bar shows three digits; what was learnt shows more.
+    for key, tensor in loras["in memory"].items():
+        assert torch.allclose(tensor, loras["as a file"][key], rtol=1e-4, atol=1e-5), key
+    without = loras["without"]
+    assert any(not torch.allclose(one, without[key], atol=1e-3) for key, one in loras["in memory"].items())
 
 
 def test_the_launcher_changes_no_bit_of_what_plain_python_trains(
@@ -161,6 +167,20 @@ def test_the_launcher_changes_no_bit_of_what_plain_python_trains(
     theirs, mine = load_file(job.output), load_file(ours)
     assert set(theirs) == set(mine)
     assert all(torch.equal(theirs[key], mine[key]) for key in mine)
+
+
+def test_it_goes_on_from_a_lora_of_another_rank_and_alpha_with_the_same_deltas(
+    kit: Kit, picture: Path, copier: Path, tmp_path: Path
+) -> None:
+    """A step so small that it changes nothing: what is saved is what it started from."""
+    spec = replace(SPEC, steps=1, learning_rate=1e-8, rank=8, alpha=2.0)
+    done = run(kit, tmp_path, picture, spec=spec, start=copier)
+    before, after = read_lora(copier).weights, read_lora(done.output).weights
+    assert set(before) == set(after)
+    for name, delta in before.items():
+        found = after[name]
+        assert found.rank == 8 and found.scale == 0.25
+        assert (found.dense() - delta.dense()).norm() <= 1e-3 * delta.dense().norm() + 1e-6
 
 
 def test_what_it_trains_is_read_with_its_rank_and_says_where_it_comes_from(copier: Path) -> None:

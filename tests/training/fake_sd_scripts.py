@@ -32,6 +32,7 @@ def setup_parser() -> argparse.ArgumentParser:
     for name in ("max_train_steps", "save_every_n_steps", "sample_every_n_steps", "network_dim"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--network_args", nargs="*")
+    parser.add_argument("--sample_prompts_file")
     parser.add_argument("--network_train_unet_only", action="store_true")
     return parser
 
@@ -114,6 +115,7 @@ def main() -> None:
     if "child" in WORDS:
         # The folder is for the tests: they look for it in the table of processes.
         subprocess.Popen([sys.executable, "-S", "-c", IGNORER, arguments.output_dir])
+    print("arguments", *sys.argv[1:])
     print("prepare tokenizer")
     if not pictures(arguments.dataset_config):
         print("No data found. Please verify arguments (train_data_dir must be the parent of folders)")

@@ -40,7 +40,7 @@ from copier.training.command import (
 from copier.training.memory import PRESETS, with_preset
 
 ROOT = Path(Path(sys.executable).anchor) / "w"
-OPTIONS = {"--gradient_accumulation_steps", "--scale_weight_norms", "--network_args", *MANAGED}
+OPTIONS = {"--max_grad_norm", "--scale_weight_norms", "--network_args", *MANAGED}
 
 
 def job(**changes: Any) -> ScriptJob:
@@ -425,7 +425,7 @@ def test_there_is_one_caption_for_each_picture_or_none():
 @pytest.mark.parametrize(
     "extra",
     [
-        ("--gradient_accumulation_steps", "2", "--scale_weight_norms=1"),
+        ("--max_grad_norm", "2", "--scale_weight_norms=1"),
         ("--scale_weight_norms", "-1"),
         ("--network_args", "rank_dropout=0.1", "module_dropout=0.1"),
         (),
@@ -439,7 +439,7 @@ def test_extra_arguments_come_last_as_they_are(extra):
 @pytest.mark.parametrize(
     ("extra", "error", "message"),
     [
-        (("--gradient_acumulation_steps", "2"), UnknownName, "did you mean '--gradient_accumulation_steps'"),
+        (("--max_grad_nrm", "2"), UnknownName, "did you mean '--max_grad_norm'"),
         (("--base_w", "x"), UnknownName, "no option of train_network.py '--base_w'; did you mean"),
         (("-x",), UnknownName, "no option of train_network.py '-x'"),
         (("2",), BadInput, "begin with '2'"),

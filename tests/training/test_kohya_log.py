@@ -206,7 +206,7 @@ LINES: dict[str, list[tuple[str, type[CopierError], str]]] = {
         ("OSError: [WinError 1455] The paging file is too small for this operation to complete. "
          'Error loading "C:\\torch\\lib\\cublas64_12.dll" or one of its dependencies.',
          TrainingFailed, "page file"),
-        ("MemoryError", TrainingFailed, "training.precision=fp16"),
+        ("MemoryError", TrainingFailed, "unload the WebUI's own checkpoint"),
     ],
     "latents without numbers": [
         ("RuntimeError: NaN detected in latents: /run/pictures/0.png", TrainingFailed, "another autoencoder"),

@@ -217,12 +217,12 @@ def test_the_real_reader_of_datasets_takes_every_one_and_scales_nothing(cases, r
 def test_everything_that_no_extra_argument_may_have_is_an_option_of_the_scripts(real):
     known = set().union(*real["options"].values())
     assert set(MANAGED) <= known
-    assert {"--gradient_accumulation_steps", "--xformers"} <= known - set(MANAGED)
+    assert {"--max_grad_norm", "--xformers"} <= known - set(MANAGED)
 
 
 def test_extra_arguments_are_checked_against_the_options_of_the_real_parser(real):
     options = real["options"]["train_network.py"]
-    extra = ("--gradient_accumulation_steps", "2")
+    extra = ("--max_grad_norm", "2")
     one = job(Family.SD1, TrainingSpec(), extra=extra)
     assert build_command(one, options).argv[-2:] == extra
 

@@ -139,8 +139,8 @@ def _add_script_options(parser: Parser) -> None:
         "--extra",
         default="",
         metavar="ARGUMENTS",
-        help="more arguments for its script, in one text, as in --extra='--max_grad_norm 0.5'; they stay "
-        "here and are written into no file",
+        help="more arguments for its script, in one text, as in --extra='--max_grad_norm 0.5'; they go "
+        "into no recipe and no LoRA",
     )
 
 
@@ -222,10 +222,14 @@ def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
 
     checkpoint = session.checkpoint()
     recipe = find_recipe(arguments.recipe, session.settings)
+    # The trainer first: what a card needs depends on it, and every other number comes after that.
+    changes = sorted(arguments.set, key=lambda one: not one.startswith("trainer="))
+    while changes and changes[0].startswith("trainer="):
+        recipe = with_value(recipe, changes.pop(0))
     recipe, note = fitted(recipe, checkpoint, session.settings, device=arguments.device, card=arguments.card)
     if note:
         session.note(note)
-    for one in arguments.set:
+    for one in changes:
         recipe = with_value(recipe, one)
     return RunRequest(
         recipe=recipe,
