@@ -194,6 +194,13 @@ class RunRequest:
         source = self.pictures[pictures]
         return source if isinstance(source, Edit) else None
 
+    def files_of(self, pictures: str) -> PictureFiles | None:
+        """The user's files that the set comes from, directly or by an edit of them; None of a drawn one."""
+        source = self.pictures[pictures]
+        if isinstance(source, Edit):
+            source = self.pictures[self.recipe.original_of(pictures)]
+        return source if isinstance(source, PictureFiles) else None
+
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits of the recipe's changed sets, each once."""

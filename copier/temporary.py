@@ -12,6 +12,8 @@ import glob
 import logging
 import os
 import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,8 @@ from copier.lock import flock
 from copier.writepoints import write_point
 
 log = logging.getLogger(__name__)
+
+_COPIED_AT_ONCE = 1 << 22
 
 
 def create_temporary(target: Path) -> tuple[BinaryIO, Path]:
@@ -48,11 +52,48 @@ def remove_leftovers(target: Path) -> None:
                 place.unlink()
 
 
+Move = Callable[[BinaryIO, Path, Path], bool]
+"""Gives the temporary file its name: file, its path, target; false where it was left alone."""
+
+
 def replace_file(target: Path, content: bytes, *, point: str = "") -> None:
     """Write ``content`` to ``target``, in place of what is there, in one step; raises OSError.
 
     ``point`` is the first part of the names of the write points that are passed, or "" for none.
     """
+    _commit(target, lambda whole: whole.write(content), _replace, point)
+
+
+def create_file(target: Path, content: bytes) -> bool:
+    """Write ``content`` to ``target`` in one step; false where something is there already. Raises OSError."""
+    return not os.path.lexists(target) and _commit(target, lambda whole: whole.write(content), move_if_absent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy ``source`` to ``target``, in place of what is there, in one step; they may be on two disks.
+
+    Raises:
+        OSError: it cannot be read, or not be written there.
+    """
+    with open(source, "rb") as content:
+        _commit(target, lambda whole: shutil.copyfileobj(content, whole, _COPIED_AT_ONCE), _replace)
+
+
+def copy_if_absent(source: Path, target: Path, *, point: str = "") -> bool:
+    """Copy ``source`` to ``target`` in one step; false where something is there already. Raises OSError.
+
+    ``point`` as in ``replace_file``.
+    """
+    if os.path.lexists(target):
+        return False
+    with open(source, "rb") as content:
+        return _commit(
+            target, lambda whole: shutil.copyfileobj(content, whole, _COPIED_AT_ONCE), move_if_absent, point
+        )
+
+
+def _commit(target: Path, write: Callable[[BinaryIO], object], move: Move, point: str = "") -> bool:
+    """Let ``write`` fill a temporary file, flush it to the disk and ``move`` it; what ``move`` says."""
 
     def pass_point(place: str) -> None:
         if point:
@@ -64,30 +105,21 @@ def replace_file(target: Path, content: bytes, *, point: str = "") -> None:
         with file:
             # Buffered: an unbuffered write may stop short without an error.
             with open(file.fileno(), "wb", closefd=False) as whole:
-                whole.write(content)
+                write(whole)
             pass_point("temporary")
             os.fsync(file.fileno())
             pass_point("rename")
-            move_into_place(file, place, target)
+            if not move(file, place, target):
+                return False
     finally:
         place.unlink(missing_ok=True)
     pass_point("done")
+    return True
 
 
-def create_file(target: Path, content: bytes) -> bool:
-    """Write ``content`` to ``target`` in one step; false where something is there already. Raises OSError."""
-    if os.path.lexists(target):
-        return False
-    remove_leftovers(target)
-    file, place = create_temporary(target)
-    try:
-        with file:
-            with open(file.fileno(), "wb", closefd=False) as whole:
-                whole.write(content)
-            os.fsync(file.fileno())
-            return move_if_absent(file, place, target)
-    finally:
-        place.unlink(missing_ok=True)
+def _replace(file: BinaryIO, place: Path, target: Path) -> bool:
+    move_into_place(file, place, target)
+    return True
 
 
 def move_if_absent(file: BinaryIO, place: Path, target: Path) -> bool:

@@ -124,6 +124,16 @@ class LowRankDelta:
         product = self.up_matrix @ self.down_matrix
         return ((weight * product) * self.scale).reshape(self.shape)
 
+    def fill(self, up: torch.Tensor, down: torch.Tensor, scale: float) -> None:
+        """Put the factors into the first columns of ``up`` and rows of ``down``, which count ``scale``.
+
+        Those may be of a higher rank, (out, r, ...) and (r, in, ...): with zeros in the other columns of
+        ``up``, scale * up @ down is this delta.
+        """
+        down[: self.rank] = self.down.to(down).reshape(self.rank, *down.shape[1:])
+        columns = self.up.to(up).reshape(up.shape[0], self.rank, *up.shape[2:])
+        up[:, : self.rank] = columns * (self.scale / scale)
+
     def core(self) -> torch.Tensor:
         """scale * R_up R_down^T from thin QRs: a small matrix with the delta's singular values.
 

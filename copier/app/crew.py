@@ -100,13 +100,6 @@ def find_kit(settings: Settings, *, device: str) -> Kit:
     return Kit(environment, folder, found)
 
 
-def engine_of(request: RunRequest, settings: Settings) -> str:
-    """What of the trainer's installation changes the outcome of the run; raises as ``find_kit``."""
-    if request.recipe.trainer is Trainer.BUILTIN:
-        return ""
-    return find_kit(settings, device=request.device).engine(settings, request.recipe)
-
-
 class Crew:
     """Starts the children at their first call; a context manager that ends them.
 
@@ -139,6 +132,18 @@ class Crew:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.__exit__(kind, error, trace)
+
+    def close(self) -> None:
+        """End the child that draws; the next ``worker`` starts another. Harmless when repeated."""
+        self.__exit__(None, None, None)
+
+    def engine(self, recipe: Recipe) -> str:
+        """What of the trainer's installation changes the outcome of the recipe; raises as ``find_kit``."""
+        return "" if recipe.trainer is Trainer.BUILTIN else self._found_kit().engine(self._settings, recipe)
+
+    def _found_kit(self) -> Kit:
+        self._kit = self._kit or find_kit(self._settings, device=self._device)
+        return self._kit
 
     def worker(self) -> BuiltinWorker:
         """The child that draws, and that trains where the recipe says ``builtin``."""
@@ -183,12 +188,12 @@ class Crew:
         """
         if run.recipe.trainer is Trainer.BUILTIN:
             return self.worker().train(request, observer=observer, cancel=cancel)
-        self._kit = self._kit or find_kit(self._settings, device=self._device)
-        self.__exit__(None, None, None)
+        kit = self._found_kit()
+        self.close()
         trainer = ScriptsTrainer(
-            self._kit.scripts(self._settings, threads=self._threads),
-            self._kit.environment,
-            device=self._kit.device,
+            kit.scripts(self._settings, threads=self._threads),
+            kit.environment,
+            device=kit.device,
             logs=self._settings.logs,
             options=run.scripts,
             samples=_samples(run.recipe),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from copier.app.checks import check_data_folder, check_device
-from copier.app.crew import Crew, engine_of, find_kit
+from copier.app.crew import Crew, find_kit
 from copier.app.room import check_room, largest_rank, lora_room, picture_room
 from copier.app.settings import Settings
 from copier.checkpoint.autoencoder_file import autoencoder_keys
@@ -42,7 +42,6 @@ from copier.recipe import (
     CaptionPolicy,
     EvaluateStage,
     GateStage,
-    Precision,
     Trainer,
     TrainStage,
     reseeded,
@@ -53,6 +52,7 @@ from copier.training.command import SCRIPTS, check_extra
 from copier.training.preflight import (
     check_lora_layout,
     check_memory,
+    check_precision,
     memory_needed,
     trainable_checkpoint,
 )
@@ -120,7 +120,7 @@ def preview(
     check(request, settings, seeds=seeds)
     digest = DigestMemory(settings.digests, write=False).digest
     store = StageStore(settings.stages)
-    engine = engine_of(request, settings)
+    engine = Crew(settings, device=request.device, threads=request.threads).engine(request.recipe)
     found: dict[str, StageState] = {}
     for one in (request, *others):
         for state in states(plan(one, digest, engine=engine), store):
@@ -176,8 +176,8 @@ def execute(
     with Crew(settings, device=wanted[0].device, threads=wanted[0].threads) as crew:
 
         def carried_out(request: RunRequest) -> FinishedRun:
-            digest, engine = DigestMemory(settings.digests).digest, engine_of(request, settings)
-            planned = plan(request, digest, engine=engine)
+            digest = DigestMemory(settings.digests).digest
+            planned = plan(request, digest, engine=crew.engine(request.recipe))
             return run(
                 request, planned, store, crew.worker, functools.partial(crew.train, request), observer, cancel
             )
@@ -225,10 +225,8 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
     except NotInstalled as error:
         raise NotInstalled(f"{error}; or use the builtin trainer: --set trainer=builtin") from error
     check_memory(memory_needed(checkpoint, kit.device))
-    if kit.device.kind == "cpu" and any(
-        stage.training.precision is Precision.FP16 for stage in request.recipe.trainings()
-    ):
-        raise BadInput("fp16 needs a GPU, and the training has none: --set training.precision=fp32, or bf16")
+    for stage in request.recipe.trainings():
+        check_precision(stage.training.precision.value, kit.device)
     starts = {stage.start for stage in request.recipe.trainings()}
     for name, path in request.loras.items():
         if name not in starts:
@@ -245,11 +243,8 @@ def _check_masks(request: RunRequest) -> None:
     for stage in request.recipe.trainings():
         if not stage.training.masked_loss:
             continue
-        source = request.pictures[stage.pictures]
-        if isinstance(source, Edit):
-            source = request.pictures[request.recipe.original_of(stage.pictures)]
-        paths = source.paths if isinstance(source, PictureFiles) else ()
-        if not any(read_mask(path) for path in paths):
+        files = request.files_of(stage.pictures)
+        if not any(read_mask(path) for path in (files.paths if files else ())):
             raise BadInput(
                 f"the training {stage.name!r} counts the loss by masks, but no picture of {stage.pictures!r} "
                 "has transparent parts: erase what is not to count, or set masked_loss to false"
@@ -267,9 +262,7 @@ def check_checkpoint(
     """
     if not path.is_file():
         raise BadInput(f"there is no checkpoint {path}: give the path of a .safetensors file")
-    if trainer is Trainer.SD_SCRIPTS:
-        trainable_checkpoint(path)
-    header = read_header(path)
+    header = trainable_checkpoint(path) if trainer is Trainer.SD_SCRIPTS else read_header(path)
     check_clip_skip(whole_checkpoint(header, path.name).structure, options.clip_skip)
     if options.vae is not None:
         autoencoder_keys(read_header(options.vae), options.vae.name)

@@ -13,11 +13,17 @@ from pathlib import Path
 from copier.errors import BadInput
 
 
+def _path_in(variable: str) -> Path | None:
+    """The path that an environment variable holds; None where it is not set, or empty."""
+    chosen = os.environ.get(variable)
+    return Path(chosen).expanduser() if chosen else None
+
+
 def default_data_folder() -> Path:
     """``COPIER_DATA``, or the platform's folder for application data."""
-    chosen = os.environ.get("COPIER_DATA")
+    chosen = _path_in("COPIER_DATA")
     if chosen:
-        return Path(chosen).expanduser()
+        return chosen
     if os.name == "nt":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "copier"
     if sys.platform == "darwin":
@@ -28,14 +34,12 @@ def default_data_folder() -> Path:
 
 def own_sd_scripts() -> Path | None:
     """``COPIER_SD_SCRIPTS_DIR``: a folder of the user's own in place of the submodule."""
-    chosen = os.environ.get("COPIER_SD_SCRIPTS_DIR")
-    return Path(chosen).expanduser() if chosen else None
+    return _path_in("COPIER_SD_SCRIPTS_DIR")
 
 
 def accelerate_config() -> Path | None:
     """``COPIER_ACCELERATE_CONFIG``: a configuration of accelerate, for several GPUs or machines."""
-    chosen = os.environ.get("COPIER_ACCELERATE_CONFIG")
-    return Path(chosen).expanduser() if chosen else None
+    return _path_in("COPIER_ACCELERATE_CONFIG")
 
 
 def silent_seconds() -> float | None:
@@ -62,14 +66,12 @@ def checkpoint_folders() -> tuple[Path, ...]:
 
 def own_loras() -> Path | None:
     """``COPIER_LORAS``: the folder into which LoRAs are installed, for use without a WebUI."""
-    chosen = os.environ.get("COPIER_LORAS")
-    return Path(chosen).expanduser() if chosen else None
+    return _path_in("COPIER_LORAS")
 
 
 def own_output() -> Path | None:
     """``COPIER_OUTPUT``: the folder of runs and pictures, for use without a WebUI."""
-    chosen = os.environ.get("COPIER_OUTPUT")
-    return Path(chosen).expanduser() if chosen else None
+    return _path_in("COPIER_OUTPUT")
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ class StandaloneHost:
     def _end_child(self) -> None:
         crew, self._crew = self._crew, None
         if crew is not None:
-            crew.__exit__(None, None, None)
+            crew.close()
 
     def _start_timer(self) -> None:
         if self._crew is not None:

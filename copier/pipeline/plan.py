@@ -350,8 +350,7 @@ class _Builder:
 
 def _masked(request: RunRequest, spec: PictureSet) -> bool:
     """Whether a training asks for the masks of this set, or of one that an edit makes from it."""
-    source = request.pictures[spec.of if request.edit_of(spec.name) else spec.name]
-    if not isinstance(source, PictureFiles):
+    if request.files_of(spec.name) is None:
         return False  # what is drawn has none
     names = {spec.name, *(one.name for one in request.recipe.pictures if one.of == spec.name)}
     return any(stage.training.masked_loss and stage.pictures in names for stage in request.recipe.trainings())
@@ -404,12 +403,10 @@ def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None,
     """
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
-    source = request.pictures[stage.pictures]
-    if isinstance(source, Edit):
-        source = request.pictures[request.recipe.original_of(stage.pictures)]
-    if not isinstance(source, PictureFiles):
+    files = request.files_of(stage.pictures)
+    if files is None:
         return (None,)
-    return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in source.paths)
+    return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in files.paths)
 
 
 def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...], like: str) -> Draws:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from copier.pipeline.plan import PlannedStage
 from copier.pipeline.reporting import file_stem, report_data
 from copier.pipeline.runner import FinishedRun
 from copier.pipeline.store import StageStore
-from copier.temporary import create_temporary, move_if_absent, remove_leftovers
-from copier.writepoints import write_point
+from copier.temporary import copy_if_absent, create_temporary, remove_leftovers
 
 PROVENANCE_KEY = "copier.provenance"
 """Metadata key with the digests of checkpoint, pictures and LoRAs that the LoRA was made from, as JSON."""
@@ -103,7 +101,7 @@ def publish(
     digest = file_digest(source)
     place, number = target, 1
     while not (_holds(place, digest) or (place.is_file() and same(source, place))):
-        if _copied(source, place):
+        if copy_if_absent(source, place, point="out"):
             break
         number += 1
         place = target.with_name(f"{target.stem}-{number}{target.suffix}")
@@ -112,28 +110,6 @@ def publish(
 
 def _holds(place: Path, digest: str) -> bool:
     return place.is_file() and file_digest(place) == digest
-
-
-def _copied(source: Path, place: Path) -> bool:
-    """Copy to ``place``; false where something is there already, also if it came meanwhile."""
-    if os.path.lexists(place):
-        return False
-    remove_leftovers(place)
-    file, temporary = create_temporary(place)
-    try:
-        with file:
-            # Buffered: an unbuffered write may stop short without an error.
-            with open(source, "rb") as content, open(file.fileno(), "wb", closefd=False) as whole:
-                shutil.copyfileobj(content, whole)
-            write_point("out-temporary")
-            os.fsync(file.fileno())
-            write_point("out-rename")
-            if not move_if_absent(file, temporary, place):
-                return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_point("out-done")
-    return True
 
 
 def publish_run(

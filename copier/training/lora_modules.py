@@ -105,8 +105,7 @@ class LoraModules:
                     f"the LoRA to start from changes a weight of shape {delta.shape} in {name!r}, "
                     f"the checkpoint's is {(up.shape[0], *down.shape[1:])}: it is for another model"
                 )
-            down[: delta.rank] = delta.down.to(down)
-            up[:, : delta.rank] = (delta.up * (delta.scale / (alpha / rank))).to(up)
+            delta.fill(up, down, alpha / rank)
 
     def _inject(self, model: Any, paths: Mapping[str, str]) -> None:
         """``paths`` of the modules by the names that they have in the LoRA file."""

@@ -226,17 +226,20 @@ def check_memory(needed: int) -> None:
 
 def check_device(command: TrainingCommand, device: Device) -> tuple[str, ...]:
     """Notes about the device; raises ``BadInput`` where the command cannot run on it."""
-    if device.kind != "cpu":
-        return ()
-    if command.value("--mixed_precision") == "fp16":
-        raise BadInput("there is no GPU, and fp16 needs one: choose the precision fp32, or bf16")
-    if device.chosen:
+    check_precision(command.value("--mixed_precision"), device)
+    if device.kind != "cpu" or device.chosen:
         return ()
     steps = command.value("--max_train_steps")
     return (
         f"no GPU was found: {f'the {steps} steps are' if steps else 'it is'} trained on the processor, "
         "where a step takes seconds to minutes. If there is a graphics card, its PyTorch is missing",
     )
+
+
+def check_precision(precision: str, device: Device) -> None:
+    """Raise ``BadInput`` for fp16 (accelerate's word, and the recipe's) on the processor."""
+    if device.kind == "cpu" and precision == "fp16":
+        raise BadInput("there is no GPU, and fp16 needs one: choose the precision fp32, or bf16")
 
 
 def preflight(

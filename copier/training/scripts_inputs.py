@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from copier.checkpoint.family import detect
 from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.names import VAE_PREFIX
 from copier.checkpoint.reader import TensorReader
-from copier.checkpoint.targets import module_targets, trained_names
+from copier.checkpoint.targets import Target, module_targets, trained_names
 from copier.checkpoint.writer import write_tensors
 from copier.errors import BadInput
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
@@ -33,6 +34,27 @@ def write_start(source: Path, target: Path, training: TrainingSpec, checkpoint: 
         BadInput: a module that is not trained, or of a higher rank, or that is no product of two factors.
     """
     trained = trained_names(checkpoint, conv=training.conv_rank > 0, text=training.text_encoder)
+    given = _given(source, trained, checkpoint)
+    noise = torch.Generator().manual_seed(training.seed)
+    filled = {}
+    for name, place in trained.items():
+        up, down, alpha = _beginning(place, training, checkpoint, noise)
+        rank = down.shape[0]
+        if name in given:
+            if given[name].rank > rank:
+                raise BadInput(
+                    f"{source.name!r} in {name!r} has rank {given[name].rank}, the training {rank}: raise "
+                    "its rank, or resize the LoRA first"
+                )
+            given[name].fill(up, down, alpha / rank)
+        filled[name] = LowRankDelta(up, down, alpha)
+    weights = LoraWeights(filled)
+    described = network_metadata(weights, name=target.stem, family=detect(checkpoint).family)
+    write_lora(target, weights, described, dtype="fp32")
+
+
+def _given(source: Path, trained: Mapping[str, Target], checkpoint: Header) -> dict[str, LowRankDelta]:
+    """The modules of the LoRA ``source`` by the names that they have in ``trained``."""
     name_of = {place: name for name, place in trained.items()}
     places = module_targets(checkpoint)
     given = {}
@@ -46,35 +68,21 @@ def write_start(source: Path, target: Path, training: TrainingSpec, checkpoint: 
         if not isinstance(delta, LowRankDelta):
             raise BadInput(f"{source.name!r} is no LoRA of two factors in {module!r}: start from another one")
         given[name] = delta
-    noise = torch.Generator().manual_seed(training.seed)
-    filled = {}
-    for name, place in trained.items():
-        out, *rest = checkpoint.tensors[place.key].shape
-        out = out if place.rows is None else place.rows[1] - place.rows[0]
-        spatial = math.prod(rest[1:]) > 1
-        rank = training.conv_rank if spatial else training.rank
-        alpha = training.conv_alpha if spatial else training.alpha
-        bound = 1.0 / math.sqrt(math.prod(rest))  # kaiming_uniform_ with a = sqrt(5)
-        down = (torch.rand(rank, *rest, generator=noise) * 2 - 1) * bound
-        up = torch.zeros(out, rank, *([1] * len(rest[1:])))
-        if name in given:
-            _fill(up, down, given[name], alpha / rank, f"{source.name!r} in {name!r}")
-        filled[name] = LowRankDelta(up, down, alpha)
-    weights = LoraWeights(filled)
-    described = network_metadata(weights, name=target.stem, family=detect(checkpoint).family)
-    write_lora(target, weights, described, dtype="fp32")
+    return given
 
 
-def _fill(up: torch.Tensor, down: torch.Tensor, delta: LowRankDelta, scale: float, where: str) -> None:
-    """Put the factors of ``delta`` into the first columns and rows, at that ``scale``."""
-    rank = down.shape[0]
-    if delta.rank > rank:
-        raise BadInput(
-            f"{where} has rank {delta.rank}, the training {rank}: raise its rank, or resize the LoRA first"
-        )
-    down[: delta.rank] = delta.down.float().reshape(delta.rank, *down.shape[1:])
-    columns = delta.up.float().reshape(up.shape[0], delta.rank, *up.shape[2:])
-    up[:, : delta.rank] = columns * (delta.scale / scale)
+def _beginning(
+    place: Target, training: TrainingSpec, checkpoint: Header, noise: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """up (zeros), down (random) and alpha with which the module of a weight begins."""
+    out, *rest = checkpoint.tensors[place.key].shape
+    out = out if place.rows is None else place.rows[1] - place.rows[0]
+    spatial = math.prod(rest[1:]) > 1
+    rank = training.conv_rank if spatial else training.rank
+    bound = 1.0 / math.sqrt(math.prod(rest))  # kaiming_uniform_ with a = sqrt(5)
+    down = (torch.rand(rank, *rest, generator=noise) * 2 - 1) * bound
+    up = torch.zeros(out, rank, *([1] * len(rest[1:])))
+    return up, down, training.conv_alpha if spatial else training.alpha
 
 
 def is_in_ldm_names(autoencoder: Path) -> bool:

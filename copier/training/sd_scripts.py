@@ -24,7 +24,7 @@ from copier.checkpoint.header import Header, read_header
 from copier.checkpoint.targets import Target
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
-from copier.temporary import create_temporary, move_into_place, remove_leftovers
+from copier.temporary import copy_file
 from copier.training import launcher
 from copier.training.command_parts import TrainingCommand
 from copier.training.machine import Device, find_device
@@ -455,16 +455,7 @@ def _put(source: Path, target: Path) -> None:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
-        file, place = create_temporary(target)
-        try:
-            with file:
-                with open(source, "rb") as whole, open(file.fileno(), "wb", closefd=False) as copy:
-                    shutil.copyfileobj(whole, copy, 1 << 22)
-                os.fsync(file.fileno())
-                move_into_place(file, place, target)
-        finally:
-            place.unlink(missing_ok=True)
+        copy_file(source, target)
     except OSError as error:
         raise TrainingFailed(
             f"the LoRA cannot be written to {str(target)!r} ({error}): free some room, or choose another "

@@ -20,6 +20,7 @@ from copier.app.settings import Settings
 from copier.checkpoint.family import Family
 from copier.checkpoint.header import read_header
 from copier.checkpoint.targets import trained_names
+from copier.checkpoint.writer import write_tensors
 from copier.codec import load_recipe, recipe_from_json
 from copier.errors import BadInput, OutOfMemory, UnknownName
 from copier.model_options import ModelOptions, Prediction
@@ -32,6 +33,7 @@ from copier.training.environment import TrainerEnvironment
 from copier.training.interpreter import Interpreter
 from copier.training.machine import Device
 from copier.training.scripts_folder import ScriptsFolder
+from tests.checkpoint.narrow_models import sdxl_file
 
 FAKE = Path(__file__).parents[1] / "training" / "fake_sd_scripts.py"
 
@@ -279,16 +281,6 @@ def test_only_sdxl_is_fitted_to_a_card(folder: Path, narrow_sdxl: Path) -> None:
 
 @pytest.fixture
 def narrow_sdxl(folder: Path) -> Path:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(
-        "narrow_models", Path(__file__).parents[1] / "checkpoint" / "narrow_models.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    from copier.checkpoint.writer import write_tensors
-
     path = folder / "xl.safetensors"
-    write_tensors(path, {name: torch.zeros(shape) for name, shape in module.sdxl_file().items()})
+    write_tensors(path, {name: torch.zeros(shape) for name, shape in sdxl_file().items()})
     return path

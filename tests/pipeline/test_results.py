@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pipeline_fake import FakeWorker, digests, execute, execute_and_publish, given, make_request
 
+from copier import temporary
 from copier.checkpoint.header import read_header
 from copier.codec import load_recipe, recipe_from_json, recipe_from_text, recipe_to_json
 from copier.digest import file_digest
@@ -21,7 +22,6 @@ from copier.evaluation.report_data import Check
 from copier.images.effects import grayscale
 from copier.images.metrics import distance
 from copier.ops.lora_file import read_lora
-from copier.pipeline import results
 from copier.pipeline.files import LORA, load_picture, load_stack, picture_paths
 from copier.pipeline.reporting import file_stem
 from copier.pipeline.results import (
@@ -83,7 +83,7 @@ def test_a_file_that_comes_meanwhile_is_not_replaced(tmp_path, monkeypatch):
         if name == "out-rename" and not target.exists():
             target.write_text("theirs")
 
-    monkeypatch.setattr(results, "write_point", meanwhile)
+    monkeypatch.setattr(temporary, "write_point", meanwhile)
     assert publish(source, target).name == "x-2.png"
     assert (target.read_text(), (tmp_path / "x-2.png").read_text()) == ("theirs", "ours")
     assert len(list(tmp_path.iterdir())) == 3

@@ -197,6 +197,14 @@ class TabPage:
         """Wait until something is there."""
         self.page.wait_for_selector(selector)
 
+    def short_recipe(self, steps: int | None = None) -> None:
+        """Choose the recipe of a few steps, or of ``steps`` in each training, and wait until it may start."""
+        self.choose("preset__choice", "short")
+        self.says("preset__explanation", "A few steps")
+        if steps is not None:
+            self.fill("train__training__steps", str(steps))
+        self.is_ready()
+
     def is_ready(self) -> None:
         """Wait until Start may be pressed."""
         self.waits_for("#copier_run__start:not([disabled])")

@@ -89,10 +89,7 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
     tab.says("original__view", "seed2")
     tab.pick("edited__edit", "Grayscale")
     tab.says("edited__view", "changed")
-    tab.choose("preset__choice", "short")
-    tab.says("preset__explanation", "A few steps")
-    tab.fill("train__training__steps", "400")
-    tab.is_ready()
+    tab.short_recipe(400)
 
     tab.press("run__start")
     tab.state("running")
@@ -106,9 +103,7 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
     children_gone(program)
 
     tab.draws()
-    tab.choose("preset__choice", "short")
-    tab.says("preset__explanation", "A few steps")
-    tab.is_ready()
+    tab.short_recipe()
     tab.press("run__start")
     tab.state("running")
     tab.state("done")
@@ -130,10 +125,7 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
 def test_two_pages_see_the_same_job_and_closing_one_stops_nothing(program: Program, opened: Open) -> None:
     first = opened()
     first.draws()
-    first.choose("preset__choice", "short")
-    first.says("preset__explanation", "A few steps")
-    first.fill("train__training__steps", "3000")
-    first.is_ready()
+    first.short_recipe(3000)
     first.press("run__start")
     first.state("running")
     second = opened()
@@ -326,9 +318,7 @@ def _lightness(colour: str) -> float:
 def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(program: Program, opened: Open) -> None:
     tab = opened()
     tab.draws()
-    tab.choose("preset__choice", "short")
-    tab.says("preset__explanation", "A few steps")
-    tab.is_ready()
+    tab.short_recipe()
     moments = random.Random(5)
     for number in range(STOPS):
         tab.fill("train__training__steps", str(60 + number))
@@ -349,10 +339,7 @@ def test_the_queue_goes_on_after_the_program_was_killed(program: Program, opened
     for number in range(KILLS):
         tab = opened()
         tab.draws()
-        tab.choose("preset__choice", "short")
-        tab.says("preset__explanation", "A few steps")
-        tab.fill("train__training__steps", str(500 + number))
-        tab.is_ready()
+        tab.short_recipe(500 + number)
         tab.press("run__start")
         tab.state("running")
         tab.fill("train__training__steps", str(5 + number))
