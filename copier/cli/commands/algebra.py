@@ -244,8 +244,8 @@ def _register_merge(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="WEIGHTS",
-        help="weights by block: 17 or 26 numbers (SDXL: 12 or 20) with commas, or NAME=W,...; once for all "
-        "LoRAs, or once for each",
+        help="weights by block: 17 or 26 numbers (SDXL 12 or 20, FLUX 58 or 61) with commas, or NAME=W,...; "
+        "once for all LoRAs, or once for each",
     )
     _output(parser, ("keep", *_LORA_DTYPES), "keep")
 
