@@ -27,8 +27,8 @@ class Services:
 def add_routes(app: Starlette, services: Services, guard: Guard) -> None:
     """Serve the API under ``PREFIX`` of ``app``, a FastAPI or Starlette application that may run already.
 
-    Adding it again to one application replaces it: a host's "Reload UI" may do so. Nothing is started: whoever
-    calls this works the queue (``JobService.start``).
+    Adding it again to one application replaces it: a host's "Reload UI" may do so. Nothing is started:
+    whoever calls this works the queue (``JobService.start``).
     """
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != PREFIX]
     app.router.routes.append(Mount(PREFIX, app=Starlette()))

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -83,11 +83,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None:
             own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
-            if own or origin in self.origins:
-                return None
-        elif headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
-            return None
-        elif method == "GET" and headers.get("sec-fetch-mode") == "navigate":
+            welcome = own or origin in self.origins
+        else:
+            followed = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+            welcome = followed or headers.get("sec-fetch-site") not in ("cross-site", "same-site")
+        if welcome:
             return None
         return Refusal(
             403,
@@ -130,9 +130,6 @@ def account(text: str, source: str) -> tuple[str, str]:
     if not name or not password:
         raise BadInput(f"{source} holds no account: write it as name:password")
     return name, password
-
-
-Tokens = Callable[[], Mapping[str, str]]
 
 
 def _is_here(name: str) -> bool:

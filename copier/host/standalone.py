@@ -28,7 +28,7 @@ from copier.captioning import Captioner
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import read_header
 from copier.digest import DigestMemory
-from copier.errors import BadInput, CopierError, UnknownName
+from copier.errors import CopierError, NotNow, UnknownName
 from copier.pipeline.results import publish
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer
@@ -131,7 +131,8 @@ class StandaloneHost:
 
         Raises:
             UnknownName: another sampler.
-            BadInput: a job has the memory; or as ``app.pictures.draw``.
+            NotNow: a job has the memory.
+            BadInput: as ``app.pictures.draw``.
             Cancelled: ``cancel`` was set, or ``interrupt`` called.
         """
         if request.sampler not in ("", _SAMPLER):
@@ -240,7 +241,7 @@ class StandaloneHost:
 
     def _refuse_while_away(self) -> None:
         if self._away:
-            raise BadInput("a job is running and has the memory: draw when it has ended, or stop it")
+            raise NotNow("a job is running and has the memory: draw when it has ended, or stop it")
 
     def _end_child(self) -> None:
         crew, self._crew = self._crew, None
