@@ -67,6 +67,11 @@ def imported(text: str, source: str) -> Imported:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{source} is not valid JSON: {error}") from error
+    return imported_json(data)
+
+
+def imported_json(data: Any) -> Imported:
+    """The same from JSON that was read already. Raises as ``codec.recipe_from_json``."""
     notes: list[str] = []
     if isinstance(data, Mapping) and "format" not in data and isinstance(data.get("recipe"), Mapping):
         notes += [_note(name) for name in data if name not in ("recipe", "version")]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from copier.app.names import folder_name
 from copier.app.ports import CheckpointInfo, HostServices, allowed_path, check_extra
 from copier.app.settings import Settings
+from copier.app.submission import lora_label
 from copier.errors import BadInput, CopierError
 from copier.model_options import ModelOptions, Prediction, Switch
 from copier.recipe import Recipe
@@ -230,12 +231,6 @@ def _loras(reader: Reader, recipe: Recipe, host: HostServices) -> dict[str, Path
         name: reader.take(f"run.lora{i + 1}", lambda given: lora_file(given, host), Path())
         for i, name in enumerate(recipe.files)
     }
-
-
-def lora_label(path: Path, host: HostServices) -> str:
-    """How a list names a LoRA: by its place in the LoRA folder, as two may have one name."""
-    folder = host.folders().loras
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def lora_file(given: Any, host: HostServices) -> Path:
