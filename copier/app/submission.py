@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -336,7 +337,12 @@ def _out(content: Json, recipe: Recipe, host: HostServices) -> Path:
     """A new folder among the host's output: by the time, and what the run is about."""
     edits = (one.get("name") for one in content["pictures"].values() if one.get("kind") == "edit")
     title = content.get("title") or next(filter(None, edits), "") or recipe.name
-    return host.folders().output / folder_name(str(title))
+    return new_output_folder(str(title), host)
+
+
+def new_output_folder(title: str, host: HostServices) -> Path:
+    """A folder among the host's output that no other has, however many are sent at once; it is not made."""
+    return host.folders().output / f"{folder_name(title)}-{secrets.token_hex(2)}"
 
 
 def _object(what: str, data: Any) -> Mapping[str, Any]:
