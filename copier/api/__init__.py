@@ -2,6 +2,6 @@
 
 from copier.api.application import PREFIX, add_routes
 from copier.api.calls import Services
-from copier.api.guard import Guard, account
+from copier.api.guard import Guard
 
-__all__ = ["PREFIX", "Guard", "Services", "account", "add_routes"]
+__all__ = ["PREFIX", "Guard", "Services", "add_routes"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from copier.app.jobs import RUN, Job, JobView
+from copier.app.names import free_name
 
 
 def result_files(view: JobView) -> dict[str, Path]:
@@ -19,8 +20,9 @@ def result_files(view: JobView) -> dict[str, Path]:
     for path in _paths(view.job):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
         found.setdefault(name, path)
-    for _, path in view.samples:
-        found.setdefault(f"samples/{path.name}", path)
+    for label, path in view.samples:
+        names = {Path(one).with_suffix("").as_posix() for one in found}
+        found[f"{free_name(f'samples/{label}', names.__contains__)}{path.suffix}"] = path
     return {name: path for name, path in found.items() if path.is_file()}
 
 

@@ -277,9 +277,7 @@ def _pictures(
     return found
 
 
-def _source(
-    given: Any, recipe: Recipe, checkpoint: Path, host: HostServices, settings: Settings
-) -> Json:
+def _source(given: Any, recipe: Recipe, checkpoint: Path, host: HostServices, settings: Settings) -> Json:
     """One set of pictures as ``request_json`` writes it: files are kept, checked, and scaled if asked for."""
     if isinstance(given, str) or (isinstance(given, Mapping) and "kind" not in given and "data" in given):
         given = {"kind": "files", "paths": [given]}
