@@ -233,14 +233,17 @@ def new_tensors_file(name: str, host: HostServices, *, checkpoint: bool) -> Path
     Raises:
         BadInput: the name is none.
     """
-    folders = host.folders()
-    # The embedded checkpoint lies in the program's own folder: nothing is written there.
-    own = {one.path.parent for one in host.checkpoints() if one.embedded}
-    places = [one for one in folders.checkpoints if one not in own]
-    folder = (*places, folders.output)[0] if checkpoint else folders.loras
+    folder = _checkpoint_folder(host) if checkpoint else host.folders().loras
     stem = check_name(name.strip().removesuffix(_TENSORS))
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{stem}{_TENSORS}"
+
+
+def _checkpoint_folder(host: HostServices) -> Path:
+    # The embedded checkpoint lies in the program's own folder: nothing is written there.
+    own = {one.path.parent for one in host.checkpoints() if one.embedded}
+    folders = host.folders()
+    return next((one for one in folders.checkpoints if one not in own), folders.output)
 
 
 def read_generation(data: Any, host: HostServices) -> GenerateRequest:

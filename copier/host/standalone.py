@@ -7,6 +7,7 @@ training, and when nothing was drawn for ``IDLE_SECONDS``.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -310,7 +311,7 @@ def infotext(request: GenerateRequest, seed: int, size: tuple[int, int], checkpo
 
 
 def _tensors_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.rglob(f"*{_ENDING}") if path.is_file() and path.name[:1] != ".")
-    return sorted(files, key=lambda path: (path.name.casefold(), str(path)))
+    # Not rglob: it fails where a folder goes while it looks.
+    names = ((place, name) for place, _, files in os.walk(folder) for name in files)
+    found = (Path(place, name) for place, name in names if name.endswith(_ENDING) and name[:1] != ".")
+    return sorted(filter(Path.is_file, found), key=lambda path: (path.name.casefold(), str(path)))
