@@ -103,6 +103,7 @@ class Served:
 
     folder: Path
     stack: contextlib.ExitStack
+    checkpoint: str = "base.safetensors"
 
     def __call__(
         self, guard: Guard | None = None, security: Security = THIS_MACHINE, tokens: Any = None
@@ -113,7 +114,7 @@ class Served:
             own_loras=self.folder / "loras",
             own_output=self.folder / "output",
         )
-        host = StandaloneHost(settings, self.folder / "base.safetensors", security=security, device="cpu")
+        host = StandaloneHost(settings, self.folder / self.checkpoint, security=security, device="cpu")
         self.stack.callback(host.close)
         jobs = JobService(settings, released=host.released)
         self.stack.callback(jobs.close)
