@@ -90,7 +90,8 @@ class _Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise RuntimeError("the API speaks HTTP alone")
+            await send({"type": "websocket.close", "code": 1003})
+            return
         security = self._services.host.security()
         refused = self._guard.refusal(scope["method"], Headers(scope=scope), self._tokens(), security)
         if refused is None:

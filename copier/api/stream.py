@@ -26,6 +26,8 @@ QUIET_SECONDS = 15.0
 LONGEST_SECONDS = 3600.0
 """Then the client has to come back, which browsers do by themselves."""
 MOST_STREAMS = 64
+THREADS = 4
+"""In which all streams look."""
 _PAGE = 100
 
 
@@ -35,6 +37,7 @@ class Streams:
     def __init__(self, jobs: JobService) -> None:
         self._jobs = jobs
         self._open = 0
+        self._limiter: anyio.CapacityLimiter | None = None
 
     def response(self, id: str, since: int, headers: Mapping[str, str]) -> StreamingResponse:
         """The stream of a job's events.
@@ -60,11 +63,13 @@ class Streams:
             self._open -= 1
 
     async def _texts(self, id: str, since: int) -> AsyncIterator[str]:
+        # Not before: a limiter belongs to a running loop. The host's own threads may all be at work.
+        self._limiter = self._limiter or anyio.CapacityLimiter(THREADS)
         cursor, began = since, time.monotonic()
         said = began
         while time.monotonic() - began < LONGEST_SECONDS:
             try:
-                job, found = await anyio.to_thread.run_sync(self._look, id, cursor)
+                job, found = await anyio.to_thread.run_sync(self._look, id, cursor, limiter=self._limiter)
             except UnknownName as error:
                 yield _text("gone", {"message": str(error)}, cursor)
                 return

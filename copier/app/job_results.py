@@ -34,7 +34,7 @@ def result_lora(job: Job) -> Path | None:
 
 
 def _folder(job: Job) -> Path:
-    given: Mapping[str, Any] = job.payload["request"] if job.kind == RUN else job.payload
+    given: Mapping[str, Any] = job.payload.get("request") or {} if job.kind == RUN else job.payload
     return Path(str(given.get("out", job.folder)))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from copier.api import PREFIX, Guard, Services, add_routes
 from copier.app.jobs import JobService
@@ -120,6 +120,8 @@ class Served:
         self.stack.callback(jobs.close)
         services = Services(host, jobs, settings)
         app = FastAPI()
+        # As A1111 and Forge have them: answers pass through the application's own middleware.
+        app.middleware("http")(_passed_on)
         app.get("/{anything:path}")(lambda anything: {"the host's own": anything})
         if tokens is not None:
             app.tokens = tokens  # type: ignore[attr-defined]
@@ -149,6 +151,10 @@ def client(served: Served) -> Client:
     client = served()
     client.services.jobs.start()
     return client
+
+
+async def _passed_on(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
 
 
 def sent(path: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import threading
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from copier.api import PREFIX, Guard
+from copier.api import PREFIX, Guard, stream
 from copier.api.application import ENDPOINTS
 from copier.app import operations
 from copier.app.operation_arguments import OPERATIONS, parameters
@@ -96,6 +97,9 @@ def test_a_run_from_pictures_that_are_sent_to_a_lora_in_the_folder(
     middle, index = known[len(known) // 2]
     again = events_of(client, queued["id"], last_event_id=str(middle))
     assert [one[:2] for one in again] == [one[:2] for one in streamed[index + 1 :]]
+
+    wrong = client.send("GET", f"/jobs/{queued['id']}/events?since=-1")
+    assert wrong.error == (422, "BadInput", "since")
 
     result = client.get(f"/jobs/{queued['id']}/result")
     assert result["outcome"] == job["outcome"] and result["outcome"]["results"]
@@ -312,7 +316,6 @@ WRONG: dict[str, tuple[str, str, Any, tuple[int, str, str]]] = {
     "no job": ("GET", "/jobs/7", None, (404, "UnknownName", "")),
     "no job to stop": ("POST", "/jobs/7/cancel", {}, (404, "UnknownName", "")),
     "no job to delete": ("DELETE", "/jobs/7", None, (404, "UnknownName", "")),
-    "no cursor": ("GET", "/jobs/7/events?since=x", None, (404, "UnknownName", "")),
     "no recipe": ("GET", "/recipes/none", None, (404, "UnknownName", "")),
     "nothing there": ("GET", "/nothing", None, (404, "NotFound", "")),
     "another method": ("PUT", "/jobs", None, (405, "NotAllowed", "")),
@@ -480,6 +483,38 @@ def test_the_page_lists_everything_and_loads_nothing(client: Client) -> None:
     ids = set(re.findall(r' id="(\w+)"', page))
     links = set(re.findall(r'href="#(\w+)"', page))
     assert links and links <= ids
+
+
+def test_streams_are_counted_and_end_with_their_listener_or_their_job(
+    served: Served, folder: Path, doubles: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_STREAMS", 1)
+    monkeypatch.setattr(stream, "QUIET_SECONDS", 0.05)
+    client = served()  # nobody works the queue: the job waits
+    job = client.made("/jobs", run_body(folder, doubles))
+    path = f"{PREFIX}/jobs/{job['id']}/stream"
+    first = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+    first.request("GET", path)
+    listening = first.getresponse()
+    assert listening.readline() == b": still here\n"
+    assert client.send("GET", f"/jobs/{job['id']}/stream").error[:2] == (503, "TooMany")
+    listening.close()
+    first.close()
+    second = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+    limit = time.monotonic() + 30
+    while True:
+        second.request("GET", path)
+        answer = second.getresponse()
+        if answer.status == 200:
+            break
+        answer.read()
+        assert time.monotonic() < limit, "the first stream was never given up"
+        time.sleep(0.05)
+    client.made(f"/jobs/{job['id']}/cancel", status=200)
+    assert client.send("DELETE", f"/jobs/{job['id']}").status == 200
+    text = answer.read().decode()
+    assert re.search("event: (end|gone)\n", text)
+    second.close()
 
 
 @pytest.fixture
