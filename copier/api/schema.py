@@ -74,7 +74,10 @@ class Schemas:
             properties = {"kind": {"const": kind}, **properties}
             needed = ["kind", *needed]
         if cls is Recipe:
-            form = {"format": {"const": FORMAT}, "version": {"type": "integer", "maximum": VERSION}}
+            form: dict[str, Json] = {
+                "format": {"const": FORMAT},
+                "version": {"type": "integer", "maximum": VERSION},
+            }
             properties = {**form, **properties}
             needed = [*form, *needed]
         doc = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
