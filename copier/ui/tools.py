@@ -29,6 +29,9 @@ _WEIGHT = FIELDS["WeightedLora"]["weight"]
 
 Arguments = dict[str, Any]
 
+PROGRAM = Path(__file__).resolve().parent.parent
+"""The program's own folder."""
+
 
 class ToolsSection:
     """A tab for each tool. ``job`` holds the id of the one that was started last on this page."""
@@ -183,9 +186,8 @@ class ToolsSection:
 
     def _place(self, name: str, *, checkpoint: bool) -> Path:
         folders = self.parts.host.folders()
-        # The embedded checkpoint lies in the program's own folder: nothing is written there.
-        own = {one.path.parent for one in self.parts.host.checkpoints() if one.embedded}
-        places = [one for one in folders.checkpoints if one not in own]
+        # The embedded checkpoint may lie in the program's own folder: nothing is written there.
+        places = [one for one in folders.checkpoints if not one.resolve().is_relative_to(PROGRAM)]
         folder = (*places, folders.output)[0] if checkpoint else folders.loras
         stem = check_name(name.strip().removesuffix(".safetensors"))
         folder.mkdir(parents=True, exist_ok=True)

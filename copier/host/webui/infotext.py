@@ -26,7 +26,7 @@ _TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)")
 def add_recipe(work: Any) -> None:
     """Note the recipe of the first of our LoRAs that the prompts of ``work`` name; never fails."""
     try:
-        if not chosen(IN_INFOTEXT, True):  # noqa: FBT003
+        if not chosen(IN_INFOTEXT, True):
             return
         prompts = work.all_prompts or ([work.prompt] if isinstance(work.prompt, str) else work.prompt)
         recipe = recipe_in(prompts)

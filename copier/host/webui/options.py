@@ -16,27 +16,26 @@ DATA, OUTPUT, IN_INFOTEXT = "copier_data", "copier_output", "copier_recipe_in_in
 
 def add_options() -> None:
     """Put them into the page. The host keeps the values with its own."""
-    import gradio as gr
     from modules import shared
 
     hidden = getattr(shared, "hide_dirs", {})
     page: dict[str, Any] = {
         DATA: shared.OptionInfo(
-            "", "Data directory: recipes, jobs, finished stages, sd-scripts' packages", gr.Textbox, hidden,
-            section=SECTION,
+            "", "Data directory: recipes, jobs, finished stages, sd-scripts' packages",
+            component_args=hidden, section=SECTION,
         ).info(f"empty: {default_data_folder()}").needs_restart(),
         OUTPUT: shared.OptionInfo(
-            "", "Folder of runs and of pictures that the tab draws", gr.Textbox, hidden, section=SECTION,
+            "", "Folder of runs and of pictures that the tab draws", component_args=hidden, section=SECTION,
         ).info(f"empty: {_usual_output()}"),
         IN_INFOTEXT: shared.OptionInfo(
-            True, "Write the recipe of Copier's LoRAs into the text of pictures that use them",  # noqa: FBT003
+            True, "Write the recipe of Copier's LoRAs into the text of pictures that use them",
             section=SECTION,
         ).info("Copier reads it back: send the picture to its tab"),
     }  # fmt: skip
     for name, option in page.items():
         shared.opts.add_option(name, option)
     # With --hide-ui-dir-config nobody changes a folder by the host's API either.
-    shared.opts.restricted_opts |= {DATA, OUTPUT}
+    shared.opts.restricted_opts.update((DATA, OUTPUT))
 
 
 def chosen(name: str, otherwise: Any) -> Any:
