@@ -25,7 +25,7 @@ from copier.app.ports import (
 )
 from copier.app.settings import Settings
 from copier.captioning import Captioner
-from copier.errors import BadInput, UnknownName
+from copier.errors import NotNow, UnknownName
 from copier.host.drawn import keep_drawn
 from copier.host.known_files import KnownFiles, tensors_in
 from copier.pipeline.store import StageStore
@@ -127,7 +127,8 @@ class StandaloneHost:
 
         Raises:
             UnknownName: another sampler.
-            BadInput: a job has the memory; or as ``app.pictures.draw``.
+            NotNow: a job has the memory.
+            BadInput: as ``app.pictures.draw``.
             Cancelled: ``cancel`` was set, or ``interrupt`` called.
         """
         if request.sampler not in ("", _SAMPLER):
@@ -229,7 +230,7 @@ class StandaloneHost:
 
     def _refuse_while_away(self) -> None:
         if self._away:
-            raise BadInput("a job is running and has the memory: draw when it has ended, or stop it")
+            raise NotNow("a job is running and has the memory: draw when it has ended, or stop it")
 
     def _end_child(self) -> None:
         crew, self._crew = self._crew, None

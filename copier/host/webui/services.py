@@ -19,7 +19,7 @@ from copier.app.ports import (
 from copier.app.service import check_checkpoint
 from copier.app.settings import Settings
 from copier.captioning import Captioner
-from copier.errors import BadInput, UnknownName
+from copier.errors import BadInput, NotNow, UnknownName
 from copier.host.drawn import keep_drawn
 from copier.host.known_files import KnownFiles, tensors_in
 from copier.host.webui import drawing, loras, memory
@@ -132,7 +132,8 @@ class WebUiHost:
 
         Raises:
             UnknownName: a sampler or a checkpoint that the host has not.
-            BadInput: a job has the memory, or the request cannot be met.
+            NotNow: a job has the memory.
+            BadInput: the request cannot be met.
             Cancelled: ``cancel`` was set, or someone pressed Interrupt.
             CopierError: the host failed.
         """
@@ -206,7 +207,7 @@ class WebUiHost:
 
     def _refuse_while_away(self) -> None:
         if self.turns.taken:
-            raise BadInput("a job of Copier has the WebUI: draw when it has ended, or stop it")
+            raise NotNow("a job of Copier has the WebUI: draw when it has ended, or stop it")
 
     def _listed(self, path: Path) -> Any:
         """The host's own record of the checkpoint."""
