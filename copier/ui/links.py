@@ -136,7 +136,7 @@ class _Taken:
 
 
 class _Inpaint:
-    """A goes to the host's inpainting; what becomes of it comes back by the button under img2img's gallery."""
+    """A goes to the host's inpainting; what becomes of it comes back by img2img's own button."""
 
     def __init__(self, tab: Any, links: Links) -> None:
         self.tab, self.links = tab, links

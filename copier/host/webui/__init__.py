@@ -1,4 +1,4 @@
-"""The ports inside a WebUI: A1111 1.10 and Forge, and what was made from them. The only place of ``modules.*``.
+"""The ports inside a WebUI: A1111 1.10, Forge, and their like. The only place of ``modules.*``.
 
     registration   what the host calls, and when
     services       ``HostServices``

@@ -1,4 +1,4 @@
-"""Who may call the API: whoever the host itself lets in. Its switches do not cover the routes of extensions."""
+"""Who may call the API: whoever the host lets in. Its own switches do not cover an extension's routes."""
 
 from __future__ import annotations
 

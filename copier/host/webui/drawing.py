@@ -1,4 +1,4 @@
-"""Pictures by the host's own pipeline: its samplers, its autoencoder, its settings. Its queue lock is held."""
+"""Pictures by the host's own pipeline: with its samplers and its settings. Its queue lock is held."""
 
 from __future__ import annotations
 

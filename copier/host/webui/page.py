@@ -106,8 +106,8 @@ def received(gallery: Any, texts: Any, index: int, settings: Settings) -> Receiv
     infotexts = found.get("infotexts") or []
     text = infotexts[at] if at < len(infotexts) else str(image.info.get(INFOTEXT_KEY, ""))
     fields = fields_of(text)
-    recipe = fields.get(FIELD, "")
-    return Received(_kept(image, text, settings), values_of(fields), recipe if isinstance(recipe, str) else "")
+    recipe = str(fields.get(FIELD) or "")
+    return Received(_kept(image, text, settings), values_of(fields), recipe)
 
 
 def _texts(given: Any) -> Mapping[str, Any]:

@@ -192,6 +192,6 @@ def _require_unchanged() -> None:
         _stamp = now
     if now != _stamp:
         raise CopierError(
-            "the extension was updated while the WebUI ran: restart the WebUI itself (close its window and start "
-            "it again), for \"Reload UI\" keeps the old version in memory"
+            "the extension was updated while the WebUI ran: restart the WebUI itself (close its window and "
+            "start it again), for 'Reload UI' keeps the old version in memory"
         )

@@ -118,7 +118,7 @@ class WebUiHost:
         ]
 
     def loras(self) -> Sequence[Path]:
-        """The files in the host's LoRA folder, read with our own reader: Forge renames what its cannot read."""
+        """The files in the host's LoRA folder, for our own reader: Forge renames what its cannot read."""
         return tensors_in(loras.lora_folder())
 
     def samplers(self) -> Sequence[str]:

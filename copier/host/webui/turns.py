@@ -1,7 +1,7 @@
 """The host's queue lock: one piece of work at a time, shown by the host's progress, stopped by its Interrupt.
 
-The lock is not reentrant, and everything of the host that draws takes it. So whoever has it here may nest, and
-calls nothing of the host that takes it by itself.
+The lock is not reentrant, and everything of the host that draws takes it. So whoever has it here may nest,
+and calls nothing of the host that takes it by itself.
 """
 
 from __future__ import annotations
