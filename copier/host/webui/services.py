@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ class WebUiHost:
 
         if hasattr(sd_models, "FakeInitialModel"):
             return "Forge"
-        return "reForge" if _exists("modules_forge") else "A1111"
+        return "reForge" if "modules_forge" in sys.modules else "A1111"
 
     def folders(self) -> Folders:
         """The host's own."""
@@ -244,17 +245,6 @@ def security_of_host() -> Security:
 
 def _tell_forge() -> None:
     """Forge takes the checkpoint of a generation from a record of its own."""
-    if _exists("modules_forge.main_entry"):
-        from modules_forge import main_entry
-
-        if hasattr(main_entry, "refresh_model_loading_parameters"):
-            main_entry.refresh_model_loading_parameters()
-
-
-def _exists(module: str) -> bool:
-    import importlib.util
-
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+    entry = sys.modules.get("modules_forge.main_entry")
+    if hasattr(entry, "refresh_model_loading_parameters"):
+        entry.refresh_model_loading_parameters()
