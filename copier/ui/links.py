@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,47 +10,12 @@ import gradio as gr
 from copier.errors import BadInput
 from copier.ui import pieces
 from copier.ui.gradio_versions import Answer, listen_ordered, listen_script
+from copier.ui.link_values import A, Arrival, Links
 from copier.ui.parts import paths, saying
 from copier.ui.request_form import OWN_EDIT, decimal
 
-A, B = "a", "b"
 _CHOSEN = "(...given) => { given[2] = selected_gallery_index(); return given; }"
 """The host's own script knows which picture of the gallery is open."""
-
-
-@dataclass(frozen=True)
-class Received:
-    """A picture from the host's page: a file that is kept; values for the form by path; a recipe as JSON."""
-
-    picture: Path
-    values: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str = ""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A button under one of the host's galleries that sends the picture here, as ``A`` or ``B``."""
-
-    button: Any
-    gallery: Any
-    infotexts: Any
-    target: str
-
-
-@dataclass(frozen=True)
-class Links:
-    """Components of the host's page, and how a picture of its is taken.
-
-    Attributes:
-        receive: what a gallery and its texts hold at an index; -1: none is open.
-        inpaint: takes a picture; None where there is none.
-        prompt: txt2img's.
-    """
-
-    receive: Callable[[Any, Any, int], Received]
-    arrivals: Sequence[Arrival] = ()
-    inpaint: Any = None
-    prompt: Any = None
 
 
 def wire_links(tab: Any, links: Links) -> None:

@@ -18,7 +18,8 @@ from copier.ui.edited import EditedSection
 from copier.ui.form import Form, html
 from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
 from copier.ui.leaves import elem_id
-from copier.ui.links import Links, wire_links
+from copier.ui.link_values import Links
+from copier.ui.links import wire_links
 from copier.ui.original import OriginalSection
 from copier.ui.parts import Parts, paths, saying
 from copier.ui.recipe_form import Problem

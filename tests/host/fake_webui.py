@@ -274,7 +274,11 @@ class FakeWebUi:
             pass
 
         self.scripts = self.module(
-            "modules.scripts", ScriptRunner=SimpleNamespace, Script=Script, AlwaysVisible=object(), scripts_data=[]
+            "modules.scripts",
+            ScriptRunner=SimpleNamespace,
+            Script=Script,
+            AlwaysVisible=object(),
+            scripts_data=[],
         )
 
     def _process(self, work: Any) -> Any:
@@ -313,7 +317,7 @@ class FakeWebUi:
 
         kinds = ("ui_settings", "before_ui", "after_component", "app_started", "ui_tabs", "script_unloaded")
         self.module("modules.script_callbacks", **{f"on_{kind}": register(kind) for kind in kinds})
-        self.module("modules.ui_components", ToolButton=SimpleNamespace)
+        self.module("modules.ui_components", ToolButton=lambda label, **more: SimpleNamespace(**more))
         self.module(
             "modules.infotext_utils",
             paste_fields={"inpaint": {"init_img": "the inpaint picture"}},

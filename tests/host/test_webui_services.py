@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from copier.app.jobs import JobService, JobState
 from copier.app.job_values import JobKind, Needs
+from copier.app.jobs import JobService, JobState
 from copier.app.ports import GenerateRequest, HostServices, allowed_path
 from copier.app.settings import Settings
 from copier.checkpoint.writer import write_tensors
@@ -77,8 +77,9 @@ def test_it_offers_what_the_ports_ask_for(host: WebUiHost, webui: FakeWebUi) -> 
 def test_lists_are_the_hosts_and_nothing_is_loaded_or_hashed_for_them(
     host: WebUiHost, webui: FakeWebUi, tmp_path: Path
 ) -> None:
-    write_tensors(tmp_path / "models" / "VAE" / "v.safetensors", {"encoder.conv_in.weight": torch.zeros(4, 3, 3, 3)})
-    write_tensors(tmp_path / "models" / "VAE" / "text.safetensors", {"other": torch.zeros(1)})
+    folder = tmp_path / "models" / "VAE"
+    write_tensors(folder / "v.safetensors", {"encoder.conv_in.weight": torch.zeros(4, 3, 3, 3)})
+    write_tensors(folder / "text.safetensors", {"other": torch.zeros(1)})
     found = host.checkpoints()
     assert [(one.name, one.family, one.sha256, one.embedded) for one in found] == [
         ("one", "sd1", "ab" * 32, False),

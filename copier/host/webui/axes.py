@@ -48,18 +48,24 @@ def _check_loras(work: Any, values: list[str]) -> None:
 def _set_lora(work: Any, value: str, values: list[str]) -> None:
     """Draw with this LoRA: it takes the place of the axis's other ones."""
     work.copier_lora = "" if value == _NONE else value
-    _write(work, others=set(values))
+    before, after = getattr(work, "copier_weighed", (None, None))
+    if work.prompt == after:
+        # The weight's axis came first, when nobody knew whose weight it is.
+        work.prompt = before
+    work.prompt = _tagged(work, others=set(values))
 
 
 def _set_weight(work: Any, value: float, values: list[float]) -> None:
     """The weight of the axis's LoRA; without that axis, of every LoRA in the prompt."""
     work.copier_weight = value
-    _write(work, others=set())
+    before = work.prompt
+    work.prompt = _tagged(work, others=set())
+    work.copier_weighed = before, work.prompt
 
 
-def _write(work: Any, *, others: set[str]) -> None:
+def _tagged(work: Any, *, others: set[str]) -> str:
     name, weight = getattr(work, "copier_lora", None), getattr(work, "copier_weight", None)
-    work.prompt = tagged(work.prompt, name=name, weight=weight, others=others)
+    return tagged(work.prompt, name=name, weight=weight, others=others)
 
 
 def tagged(prompt: str, *, name: str | None, weight: float | None, others: set[str]) -> str:

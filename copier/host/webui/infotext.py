@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from copier.app.own_recipes import INFOTEXT_FIELD
 from copier.checkpoint.header import read_header
 from copier.codec import RECIPE_KEY
 from copier.errors import CopierError
@@ -18,8 +19,6 @@ from copier.host.webui.options import IN_INFOTEXT, chosen
 
 log = logging.getLogger(__name__)
 
-FIELD = "Copier recipe"
-"""The name of the value."""
 _TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)")
 
 
@@ -31,7 +30,7 @@ def add_recipe(work: Any) -> None:
         prompts = work.all_prompts or ([work.prompt] if isinstance(work.prompt, str) else work.prompt)
         recipe = recipe_in(prompts)
         if recipe:
-            work.extra_generation_params[FIELD] = recipe
+            work.extra_generation_params[INFOTEXT_FIELD] = recipe
     except Exception:
         log.exception("the recipe could not be written into the pictures' text")
 

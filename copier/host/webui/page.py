@@ -10,13 +10,14 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from copier.app.own_recipes import INFOTEXT_FIELD
 from copier.app.pair_preview import keep_picture
 from copier.app.settings import Settings
 from copier.errors import BadPicture
 from copier.fields import SEED
 from copier.host.drawn import INFOTEXT_KEY
-from copier.host.webui.infotext import FIELD, fields_of
-from copier.ui.links import A, Arrival, B, Links, Received
+from copier.host.webui.infotext import fields_of
+from copier.ui.link_values import A, Arrival, B, Links, Received
 
 TABS = ("txt2img", "img2img")
 _LAST_BUTTON = "{}_send_to_extras"
@@ -106,7 +107,7 @@ def received(gallery: Any, texts: Any, index: int, settings: Settings) -> Receiv
     infotexts = found.get("infotexts") or []
     text = infotexts[at] if at < len(infotexts) else str(image.info.get(INFOTEXT_KEY, ""))
     fields = fields_of(text)
-    recipe = str(fields.get(FIELD) or "")
+    recipe = str(fields.get(INFOTEXT_FIELD) or "")
     return Received(_kept(image, text, settings), values_of(fields), recipe)
 
 
