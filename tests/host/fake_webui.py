@@ -2,7 +2,8 @@
 
 A1111: the model is loaded on the first use and kept in a list. Forge: a stand-in until the first generation,
 a hash that says what is loaded, loading functions that do nothing, LoRAs that are remembered by file name.
-Both: a queue lock that is not reentrant.
+reForge: A1111's list, but its models are held by a memory management, and are not sent to the trash.
+All: a queue lock that is not reentrant.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-A1111, FORGE = "A1111", "Forge"
+A1111, FORGE, REFORGE = "A1111", "Forge", "reForge"
 
 
 class QueueLock:
@@ -110,11 +111,13 @@ class OptionInfo:
 class Model:
     """``weights`` are gone once it was sent to the trash."""
 
-    def __init__(self, checkpoint: Any) -> None:
+    def __init__(self, checkpoint: Any, kind: str) -> None:
         self.sd_checkpoint_info = checkpoint
         self.weights = True
         self.hijacked = True
         self.layers = [SimpleNamespace(network_current_names=(("old", 1.0, 1.0, None),)), SimpleNamespace()]
+        if kind == A1111:
+            return
         self.current_lora_hash = "loaded"
         unet = SimpleNamespace(lora_loader=SimpleNamespace(loaded_hash="loaded"))
         clip = SimpleNamespace(patcher=SimpleNamespace(lora_loader=SimpleNamespace(loaded_hash="loaded")))
@@ -211,6 +214,19 @@ class FakeWebUi:
         )
         undo = SimpleNamespace(undo_hijack=lambda model: setattr(model, "hijacked", False))
         self.module("modules.sd_hijack", model_hijack=undo)
+        if self.kind == REFORGE:
+            self.models.send_model_to_trash = lambda model: None
+            undo.undo_hijack = None
+            held: list[Any] = []
+            self.held = held
+            self.module("modules_forge", __path__=[])
+            self.module("ldm_patched", __path__=[])
+            self.module("ldm_patched.modules", __path__=[])
+            self.module(
+                "ldm_patched.modules.model_management",
+                unload_all_models=held.clear,
+                soft_empty_cache=lambda: None,
+            )
         if self.kind == FORGE:
 
             class FakeInitialModel:
@@ -243,8 +259,10 @@ class FakeWebUi:
         data, wanted = self.model_data, self._selected()
         if data.sd_model is None or data.sd_model.sd_checkpoint_info is not wanted:
             self.loads += 1
-            data.sd_model = Model(wanted)
+            data.sd_model = Model(wanted, self.kind)
             data.loaded_sd_models[:] = [data.sd_model]
+            if self.kind == REFORGE:
+                self.held.append(data.sd_model)
 
     def add_checkpoint(self, path: Path, sha256: str | None = None) -> Any:
         """A file that the host lists."""
@@ -301,12 +319,12 @@ class FakeWebUi:
         )
 
     def _load_for(self, work: Any) -> None:
-        if self.kind == A1111:
+        if self.kind != FORGE:
             self._reload()
             assert self.model_data.sd_model.weights, "the model has no weights any more"
         elif not self.model_data.forge_hash:
             self.loads += 1
-            self.model_data.sd_model = Model(self._selected())
+            self.model_data.sd_model = Model(self._selected(), self.kind)
             self.model_data.forge_hash = "loaded"
         else:
             assert isinstance(self.model_data.sd_model, Model), "Forge took the stand-in for its model"
@@ -352,4 +370,4 @@ class FakeWebUi:
         return self
 
 
-_HOSTS = ("modules", "modules_forge", "backend", "networks")
+_HOSTS = ("modules", "modules_forge", "backend", "ldm_patched", "networks")

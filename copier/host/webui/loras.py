@@ -62,6 +62,7 @@ def forget() -> None:
     model = sd_models.model_data.sd_model
     if hasattr(networks, "load_lora_state_dict"):
         networks.load_lora_state_dict.cache_clear()
+    if hasattr(model, "forge_objects"):
         _forget_in_forge(model)
     elif hasattr(model, "modules"):
         for module in model.modules():
@@ -73,8 +74,6 @@ def forget() -> None:
 
 def _forget_in_forge(model: Any) -> None:
     """In this order, or Forge adds the new patches to the old ones."""
-    if not hasattr(model, "forge_objects"):
-        return
     model.current_lora_hash = "stale"
     for patcher in (model.forge_objects.unet, model.forge_objects.clip.patcher):
         loader = getattr(patcher, "lora_loader", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -25,14 +26,20 @@ class Memory(Protocol):
 
 
 def memory_of_host() -> Memory:
-    """That of the host that runs this. Forge and those made from A1111's code free theirs differently."""
+    """That of the host that runs this, told by what its code has."""
     from modules import sd_models
 
-    return ForgeMemory() if hasattr(sd_models, "FakeInitialModel") else LoadedMemory()
+    if hasattr(sd_models, "FakeInitialModel"):
+        return ForgeMemory()
+    return EarlyForgeMemory() if _EARLY_FORGE in sys.modules else LoadedMemory()
+
+
+_EARLY_FORGE = "ldm_patched.modules.model_management"
+"""What Forge's first version had in the place of ``backend.memory_management``."""
 
 
 class LoadedMemory:
-    """A1111, and hosts that keep a list of loaded models as it does (reForge)."""
+    """A1111."""
 
     def __init__(self) -> None:
         self._was_loaded = False
@@ -62,6 +69,39 @@ class LoadedMemory:
         del current
         gc.collect()
         devices.torch_gc()
+
+    def bring_back(self) -> None:
+        """Load the chosen checkpoint again, where one was loaded."""
+        if self._was_loaded:
+            from modules import sd_models
+
+            sd_models.reload_model_weights()
+
+
+class EarlyForgeMemory:
+    """Hosts made from Forge's first version, with A1111's list and a memory management (reForge, classic).
+
+    Read, not run.
+    """
+
+    def __init__(self) -> None:
+        self._was_loaded = False
+
+    def free(self) -> None:
+        """Forget the models, then have the memory management give away what it holds.
+
+        ``send_model_to_trash`` does nothing there, and the models are not hijacked.
+        """
+        from modules import sd_models
+
+        management = sys.modules[_EARLY_FORGE]
+        self._was_loaded = sd_models.model_data.sd_model is not None
+        sd_models.model_data.sd_model = None
+        sd_models.model_data.loaded_sd_models.clear()
+        sd_models.checkpoints_loaded.clear()
+        management.unload_all_models()
+        gc.collect()
+        management.soft_empty_cache()
 
     def bring_back(self) -> None:
         """Load the chosen checkpoint again, where one was loaded."""
