@@ -86,7 +86,7 @@ def _button(tab: str, target: str) -> Any:
 
 
 def received(gallery: Any, texts: Any, index: int, settings: Settings) -> Received:
-    """The picture at ``index`` of what one of the host's galleries holds; -1: its first one.
+    """The picture at ``index`` of what one of the host's galleries holds; -1, or that of a grid: the first.
 
     Raises:
         BadPicture: the gallery is empty, or the file is none that the host shows.
@@ -96,7 +96,8 @@ def received(gallery: Any, texts: Any, index: int, settings: Settings) -> Receiv
     found = _texts(texts)
     first = int(found.get("index_of_first_image") or 0)
     pictures = list(gallery or ())
-    at = index if 0 <= index < len(pictures) else first if first < len(pictures) else 0
+    # A grid of all pictures may come before the first one.
+    at = index if first <= index < len(pictures) else min(first, max(0, len(pictures) - 1))
     try:
         # Checks that the file is one that the host itself put into the gallery.
         image = infotext_utils.image_from_url_text(pictures[at : at + 1])
