@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from copier.app.ports import Security
-from copier.errors import BadInput
 
 Headers = Mapping[str, str]
 """Of a request, by names in small letters."""
@@ -118,18 +117,6 @@ class Guard:
             wanted = hashlib.sha256(f"{name}:{password}".encode()).digest()
             found |= hmac.compare_digest(digest, wanted)
         return found
-
-
-def account(text: str, source: str) -> tuple[str, str]:
-    """Name and password in ``name:password``; ``source`` names in errors where it was given.
-
-    Raises:
-        BadInput: it has no colon, or nothing before or behind it; the message does not repeat it.
-    """
-    name, _, password = text.strip().partition(":")
-    if not name or not password:
-        raise BadInput(f"{source} holds no account: write it as name:password")
-    return name, password
 
 
 def _is_here(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -233,13 +234,17 @@ def new_tensors_file(name: str, host: HostServices, *, checkpoint: bool) -> Path
     Raises:
         BadInput: the name is none.
     """
-    folders = host.folders()
-    # The embedded checkpoint may lie in the program's own folder: nothing is written there.
-    places = [one for one in folders.checkpoints if not one.resolve().is_relative_to(_PROGRAM)]
-    folder = (*places, folders.output)[0] if checkpoint else folders.loras
+    folder = _checkpoint_folder(host) if checkpoint else host.folders().loras
     stem = check_name(name.strip().removesuffix(_TENSORS))
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{stem}{_TENSORS}"
+
+
+def _checkpoint_folder(host: HostServices) -> Path:
+    # The embedded checkpoint may lie in the program's own folder: nothing is written there.
+    folders = host.folders()
+    outside = (one for one in folders.checkpoints if not one.resolve().is_relative_to(_PROGRAM))
+    return next(outside, folders.output)
 
 
 def read_generation(data: Any, host: HostServices) -> GenerateRequest:
@@ -276,9 +281,7 @@ def _pictures(
     return found
 
 
-def _source(
-    given: Any, recipe: Recipe, checkpoint: Path, host: HostServices, settings: Settings
-) -> Json:
+def _source(given: Any, recipe: Recipe, checkpoint: Path, host: HostServices, settings: Settings) -> Json:
     """One set of pictures as ``request_json`` writes it: files are kept, checked, and scaled if asked for."""
     if isinstance(given, str) or (isinstance(given, Mapping) and "kind" not in given and "data" in given):
         given = {"kind": "files", "paths": [given]}
@@ -336,7 +339,12 @@ def _out(content: Json, recipe: Recipe, host: HostServices) -> Path:
     """A new folder among the host's output: by the time, and what the run is about."""
     edits = (one.get("name") for one in content["pictures"].values() if one.get("kind") == "edit")
     title = content.get("title") or next(filter(None, edits), "") or recipe.name
-    return host.folders().output / folder_name(str(title))
+    return new_output_folder(str(title), host)
+
+
+def new_output_folder(title: str, host: HostServices) -> Path:
+    """A folder among the host's output that no other has, however many are sent at once; it is not made."""
+    return host.folders().output / f"{folder_name(title)}-{secrets.token_hex(2)}"
 
 
 def _object(what: str, data: Any) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,10 @@ class KnownFiles:
 
 def tensors_in(folder: Path) -> list[Path]:
     """The ``.safetensors`` files in ``folder`` and below it, by name."""
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.rglob(f"*{ENDING}") if path.is_file() and path.name[:1] != ".")
-    return sorted(files, key=lambda path: (path.name.casefold(), str(path)))
+    # Not rglob: it fails where a folder goes while it looks.
+    names = ((place, name) for place, _, files in os.walk(folder) for name in files)
+    found = (Path(place, name) for place, name in names if name.endswith(ENDING) and name[:1] != ".")
+    return sorted(filter(Path.is_file, found), key=lambda path: (path.name.casefold(), str(path)))
 
 
 def _read(path: Path) -> Identity:

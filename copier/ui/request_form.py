@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from copier.app.names import folder_name
 from copier.app.ports import CheckpointInfo, HostServices, allowed_path, check_extra
 from copier.app.settings import Settings
-from copier.app.submission import lora_label
+from copier.app.submission import MOST_SEEDS, lora_label
 from copier.errors import BadInput, CopierError
 from copier.model_options import ModelOptions, Prediction, Switch
 from copier.recipe import Recipe
@@ -25,7 +25,6 @@ OWN_EDIT = "A picture of my own"
 OWN_VAE = "The checkpoint's own"
 LORA_SLOTS = 3
 """LoRA files that a recipe of the tab may start from."""
-MOST_SEEDS = 20
 
 T = TypeVar("T")
 

@@ -188,7 +188,8 @@ def test_a_picture_of_the_gallery_comes_with_its_values_and_recipe(
     gallery = [Image.new("RGB", (64, 64), colour) for colour in ("black", "red", "blue")]
     texts = json.dumps({"index_of_first_image": 1, "infotexts": ["grid", "first", "second"]})
     red, blue = (255, 0, 0), (0, 0, 255)
-    for index, colour, text in ((-1, red, "first"), (0, red, "first"), (2, blue, "second"), (9, red, "first")):
+    wanted = ((-1, red, "first"), (0, red, "first"), (2, blue, "second"), (9, red, "first"))
+    for index, colour, text in wanted:
         found = received(gallery, texts, index, settings)
         with Image.open(found.picture) as image:
             assert image.getpixel((0, 0)) == colour
