@@ -61,8 +61,14 @@ def listen_ordered(
     *,
     script: str,
 ) -> None:
-    """Call ``handler`` with the inputs' values in their order, as JavaScript ``script`` makes them first."""
-    options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": True, _SCRIPT: script}
+    """Call ``handler`` with the inputs' values in their order, after the JavaScript ``script``.
+
+    The script may change them: they are the list ``given``.
+    """
+    # What it is given are inputs and outputs. Of a list of another length than the inputs' gradio 4 takes it
+    # that the states were left out, and moves every value.
+    source = f"(...given) => {{ {script} return given.slice(0, {len(inputs)}); }}"
+    options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": True, _SCRIPT: source}
     getattr(component, event)(handler, list(inputs), _in_order(outputs), **options)
 
 

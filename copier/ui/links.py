@@ -14,7 +14,7 @@ from copier.ui.link_values import A, Arrival, Links
 from copier.ui.parts import paths, saying
 from copier.ui.request_form import OWN_EDIT, decimal
 
-_CHOSEN = "(...given) => { given[2] = selected_gallery_index(); return given; }"
+_CHOSEN = "given[2] = selected_gallery_index();"
 """The host's own script knows which picture of the gallery is open."""
 
 
@@ -28,7 +28,7 @@ def wire_links(tab: Any, links: Links) -> None:
         originals, said = tab.original.originals, tab.original.said
         listen_ordered(
             button, "click", _Inpaint(tab, links).send, [originals], {links.inpaint, said},
-            script="(given) => { switch_to_inpaint(); return [given]; }",
+            script="switch_to_inpaint();",
         )  # fmt: skip
     if links.prompt is not None:
         result, prompt = tab.run.result, links.prompt
@@ -36,7 +36,7 @@ def wire_links(tab: Any, links: Links) -> None:
         listen_ordered(
             result.use, "click", lambda text, name, weight: {prompt: _with_tag(text, name, weight)},
             [prompt, result.installed_as, tab.form["result.weight"]], {prompt},
-            script="(...given) => { switch_to_txt2img(); return given; }",
+            script="switch_to_txt2img();",
         )  # fmt: skip
 
 
