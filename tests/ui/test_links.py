@@ -18,6 +18,7 @@ from copier.app.settings import Settings
 from copier.codec import builtin_recipes, recipe_to_json
 from copier.errors import BadPicture
 from copier.ui import links as linking
+from copier.ui.gradio_versions import listen_ordered
 from copier.ui.link_values import A, Arrival, B, Links, Received
 from copier.ui.parts import Parts
 from copier.ui.request_form import OWN_EDIT
@@ -153,3 +154,13 @@ def test_without_a_host_there_are_no_such_buttons(parts: Parts) -> None:
     found = {one.elem_id: one for one in build_tab(parts).blocks.values() if getattr(one, "elem_id", None)}
     assert not found["copier_original__to_inpaint"].visible
     assert not found["copier_result__use"].visible
+
+
+def test_a_handler_gets_as_many_values_as_it_has_inputs() -> None:
+    with gr.Blocks() as blocks:
+        button, state, text, outcome = gr.Button("x"), gr.State(1), gr.Textbox(), gr.HTML()
+        inputs = [button, state, text]
+        listen_ordered(button, "click", lambda *_: {}, inputs, {outcome, text}, script="one();")
+    found = [one["js"] for one in blocks.get_config_file()["dependencies"] if one.get("js")]
+    assert len(found) == 1
+    assert "one();" in found[0] and "given.slice(0, 3)" in found[0]
