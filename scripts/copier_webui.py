@@ -9,7 +9,7 @@ from modules import script_callbacks
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def tab_with(problem):
+def tab_with(problem: str) -> list:
     """The tab when there is none."""
     import gradio as gr
 
@@ -18,7 +18,7 @@ def tab_with(problem):
     return [(blocks, "Copier", "copier")]
 
 
-def tell(problem):
+def tell(problem: str) -> None:
     """Say it in the console and in the tab."""
     print(f"Copier could not start: {problem}")
     script_callbacks.on_ui_tabs(lambda: tab_with(problem))

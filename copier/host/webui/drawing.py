@@ -96,7 +96,8 @@ def draw(request: GenerateRequest, side: int, title: str) -> list[Sketch]:
             ) from error
         finally:
             shared.total_tqdm.clear()
-    if shared.state.interrupted:
+    # The second: the host's setting to end after the picture that is being drawn.
+    if shared.state.interrupted or getattr(shared.state, "stopping_generation", False):
         raise Cancelled("drawing was stopped")
     return _sketches(done, request)
 
@@ -108,10 +109,10 @@ def _sketches(done: Any, request: GenerateRequest) -> list[Sketch]:
     if len(images) < request.count:
         raise CopierError(f"the WebUI drew {len(images)} of {request.count} pictures, and gave no reason")
     return [
-        Sketch(_upright(images[i]), request.seed + i, texts[i] if i < len(texts) else "")
+        Sketch(_opened(images[i]), request.seed + i, texts[i] if i < len(texts) else "")
         for i in range(request.count)
     ]
 
 
-def _upright(image: Any) -> Image.Image:
+def _opened(image: Any) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.open(Path(image))

@@ -139,16 +139,15 @@ def stop_current(jobs: JobService) -> None:
 
 def shown(jobs: JobService) -> Shown:
     """What the host's progress says of the job that runs."""
-    from copier.host.webui.services import TRAINING
     from copier.host.webui.turns import Shown
 
     current = jobs.current()
     if current is None:
-        return Shown(TRAINING)
+        return Shown()
     stage = jobs.view(current.id).current
     if stage is None:
-        return Shown(f"{TRAINING}: {current.title}")
-    return Shown(f"{TRAINING}: {current.title}, {stage.name}", stage.step, stage.steps)
+        return Shown(current.title)
+    return Shown(f"{current.title}, {stage.name}", stage.step, stage.steps)
 
 
 class _LatePage:

@@ -77,7 +77,15 @@ class WebUiHost:
 
     def security(self) -> Security:
         """By the options that the host was started with."""
-        return security_of_host()
+        from modules import shared
+
+        options = shared.cmd_opts
+        return Security(
+            shared=bool(options.share or getattr(options, "ngrok", None)),
+            listening=bool(options.listen or getattr(options, "server_name", None)),
+            insecure_access=bool(options.enable_insecure_extension_access),
+            hidden_folders=bool(options.hide_ui_dir_config),
+        )
 
     def current_checkpoint(self) -> CheckpointInfo | None:
         """The chosen one. ``shared.sd_model`` is not asked: it loads, and in Forge is an older one."""
@@ -228,19 +236,6 @@ class WebUiHost:
             sha256=found.sha256 or "",
             embedded=self._known.identity(path).title == self._pocket_title,
         )
-
-
-def security_of_host() -> Security:
-    """By the options that the host was started with."""
-    from modules import shared
-
-    options = shared.cmd_opts
-    return Security(
-        shared=bool(options.share or getattr(options, "ngrok", None)),
-        listening=bool(options.listen or getattr(options, "server_name", None)),
-        insecure_access=bool(options.enable_insecure_extension_access),
-        hidden_folders=bool(options.hide_ui_dir_config),
-    )
 
 
 def _tell_forge() -> None:

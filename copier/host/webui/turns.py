@@ -21,9 +21,9 @@ LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Shown:
-    """What the host's progress says: a line, and the step of so many (0: unknown)."""
+    """What the host's progress says after the turn's title, and the step of so many (0: unknown)."""
 
-    text: str
+    text: str = ""
     step: int = 0
     steps: int = 0
 
@@ -142,5 +142,5 @@ def _say(title: str, shown: Shown) -> None:
     state = shared.state
     # Set again each time: whatever else a page asks of the host puts them back when it is done.
     state.job, state.job_count, state.job_no = title, 1, 0
-    state.textinfo = shown.text
+    state.textinfo = f"{title}: {shown.text}" if shown.text else title
     state.sampling_step, state.sampling_steps = shown.step, shown.steps
