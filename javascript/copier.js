@@ -128,10 +128,38 @@
         }
     }
 
+    // In a WebUI: show this tab; read the cards of LoRAs again when one was installed.
+    window.copierShow = () => {
+        const tabs = [...root().querySelectorAll("#tabs > .tab-nav button")];
+        const own = tabs.find((one) => one.textContent.trim() === "Copier");
+        if (own) own.click();
+    };
+    let installed = "";
+
+    function refreshCards() {
+        const one = root().querySelector("#copier_result__said [data-installed]");
+        const now = one ? one.dataset.installed : "";
+        if (now && now !== installed) {
+            for (const tab of ["txt2img", "img2img"]) press(tab + "_lora_extra_refresh_internal");
+        }
+        installed = now || installed;
+    }
+
+    // A WebUI's own script presses Generate for Ctrl+Enter, and nothing for Esc outside its own tabs.
+    function keys(event) {
+        if (!visible(find("copier_tab"))) return;
+        if (event.key === "Escape") press("copier_original__interrupt");
+        const alone = typeof get_uiCurrentTabContent === "undefined";
+        if (alone && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+            press("copier_original__generate");
+        }
+    }
+
+    document.addEventListener("keydown", keys);
     document.addEventListener("input", swipe, true);
     for (const type of ["input", "change", "focusout", "click", "drop"]) {
         document.addEventListener(type, changed, true);
     }
     document.addEventListener("visibilitychange", soon);
-    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); }, 250);
+    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); refreshCards(); }, 250);
 })();

@@ -52,6 +52,31 @@ def _in_order(components: Collection[Block]) -> list[Block]:
     return sorted(components, key=lambda one: one._id)
 
 
+def listen_ordered(
+    component: Block,
+    event: str,
+    handler: Callable[..., Answer],
+    inputs: Sequence[Block],
+    outputs: Collection[Block],
+    *,
+    script: str,
+) -> None:
+    """Call ``handler`` with the inputs' values in their order, after the JavaScript ``script``.
+
+    The script may change them: they are the list ``given``.
+    """
+    # What it is given are inputs and outputs. Of a list of another length than the inputs' gradio 4 takes it
+    # that the states were left out, and moves every value.
+    source = f"(...given) => {{ {script} return given.slice(0, {len(inputs)}); }}"
+    options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": True, _SCRIPT: source}
+    getattr(component, event)(handler, list(inputs), _in_order(outputs), **options)
+
+
+def listen_script(component: Block, event: str, script: str) -> None:
+    """Run JavaScript alone."""
+    getattr(component, event)(None, None, None, **{_SCRIPT: script})
+
+
 def on_select(
     component: Block,
     handler: Callable[[dict[Block, Any], int], Answer],

@@ -311,6 +311,11 @@ def pulse(count: int) -> Markup:
     return tag("span", class_="copier-pulse", data_count=count)
 
 
+def installed(lora: Path) -> Markup:
+    """A LoRA was put into the LoRA folder; tells the page's script to have the host's cards read again."""
+    return tag("span", note(f"Installed: {lora.name}.", "good"), data_installed=lora.stem)
+
+
 def comparison(first: str, second: str, found: Mapping[str, Any]) -> Markup:
     """Two runs beside each other: settings that differ, and figures."""
     head = tag("tr", tag("th", ""), tag("th", first), tag("th", second))

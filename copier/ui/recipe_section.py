@@ -358,19 +358,20 @@ class RecipeSection:
             return {}
         kind = files[0].suffix.lower()
         if kind == ".json":
-            return self._loaded(imported(files[0].read_text(encoding="utf-8"), files[0].name))
+            return self.loaded(imported(files[0].read_text(encoding="utf-8"), files[0].name))
         if kind == ".safetensors":
-            return self._loaded(recipe_of_lora(files[0]))
-        return self._loaded(recipe_of_picture(files[0], self.parts.host.loras()))
+            return self.loaded(recipe_of_lora(files[0]))
+        return self.loaded(recipe_of_picture(files[0], self.parts.host.loras()))
 
     def from_lora(self, data: Any) -> Answer:
         """A recipe from a LoRA in the folder."""
         from copier.app.own_recipes import recipe_of_lora
 
         path = lora_file(self.form.answers(data).get("preset.lora"), self.parts.host)
-        return self._loaded(recipe_of_lora(path))
+        return self.loaded(recipe_of_lora(path))
 
-    def _loaded(self, found: Imported) -> Answer:
+    def loaded(self, found: Imported) -> Answer:
+        """A recipe that came from elsewhere, and what was left out of it."""
         said = " ".join((f"Loaded {found.recipe.title}.", *found.notes))
         return {**self.show(found.recipe), self.said: pieces.note(said, "good")}
 

@@ -200,6 +200,9 @@ class ResultPart:
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
         self.shown = gr.State("")
+        self.installed_as = gr.State("")
+        self.linked = False
+        """Whether ``use`` leads anywhere: in a WebUI."""
         with gr.Column(elem_classes="copier-card"):
             html("result.head", pieces.heading("", words.RESULT))
             self.figures = html("result.figures", pieces.result(None))
@@ -216,7 +219,9 @@ class ResultPart:
                     )
                     text(form, "result.notes", "Notes", "On the card.")
                 choice(form, "result.preview", "Preview", (*PREVIEWS.values(), "None"), value=PREVIEWS["b"])
-                self.install = button("result.install", "Install in the LoRA folder", variant="primary")
+                with gr.Row():
+                    self.install = button("result.install", "Install in the LoRA folder", variant="primary")
+                    self.use = button("result.use", "Use in txt2img", visible=False)
                 with gr.Row():
                     choice(form, "result.checkpoint", "Measure on another checkpoint", (), scale=3)
                     self.measure = small_button("result.measure", "Measure", min_width=90)
@@ -257,8 +262,8 @@ class ResultPart:
 
     def outputs(self) -> set[Any]:
         """All that ``seen`` may change."""
-        return {self.shown, self.figures, self.report, self.fold, self.installing,
-                *self.form.under("result")}  # fmt: skip
+        return {self.shown, self.figures, self.report, self.fold, self.installing, self.installed_as,
+                self.use, *self.form.under("result")}  # fmt: skip
 
     def seen(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
         """The result of the watched job, when there is another one than before."""
@@ -271,6 +276,7 @@ class ResultPart:
         if view is None or not done or view.job.outcome is None:
             return {
                 self.shown: "",
+                **self._not_installed(),
                 self.figures: pieces.result(None),
                 self.report: "",
                 self.fold: gr.update(visible=False),
@@ -289,6 +295,7 @@ class ResultPart:
             page = ""
         return {
             self.shown: job.id,
+            **self._not_installed(),
             self.figures: pieces.joined(
                 pieces.result(outcome), pieces.note("" if report else words.NO_REPORT, "plain")
             ),
@@ -297,6 +304,9 @@ class ResultPart:
             self.installing: gr.update(visible=job.kind == RUN),
             **(self._offered(outcome) if job.kind == RUN else {}),
         }
+
+    def _not_installed(self) -> Answer:
+        return {self.installed_as: "", self.use: gr.update(visible=False)}
 
     def _offered(self, outcome: Mapping[str, Any]) -> Answer:
         """What the form for the card begins with."""
@@ -323,7 +333,11 @@ class ResultPart:
         preview = _preview(outcome, answers.get("result.preview"))
         place = install_lora(Path(outcome["result"]), folder, name, card=card, preview=preview)
         host.refresh()
-        return {self.said: pieces.note(f"Installed: {place.lora.name}.", "good")}
+        return {
+            self.said: pieces.installed(place.lora),
+            self.installed_as: place.lora.stem,
+            self.use: gr.update(visible=self.linked),
+        }
 
 
 def _preview(outcome: Mapping[str, Any], given: Any) -> Path | None:

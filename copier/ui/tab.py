@@ -18,6 +18,8 @@ from copier.ui.edited import EditedSection
 from copier.ui.form import Form, html
 from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
 from copier.ui.leaves import elem_id
+from copier.ui.link_values import Links
+from copier.ui.links import wire_links
 from copier.ui.original import OriginalSection
 from copier.ui.parts import Parts, paths, saying
 from copier.ui.recipe_form import Problem
@@ -174,15 +176,23 @@ def first_recipe(parts: Parts) -> Recipe:
     return builtin_recipes()[name]
 
 
-def build_tab(parts: Parts, *, style: str | None = None) -> Blocks:
-    """The tab as gradio blocks; ``style`` is for a page that no host serves."""
+def build_tab(parts: Parts, *, style: str | None = None, links: Links | None = None) -> Blocks:
+    """The tab as gradio blocks.
+
+    Args:
+        style: for a page that no host serves.
+        links: to the page of a host.
+    """
     with (
         gr.Blocks(
             title="Copier", analytics_enabled=False, css=style, theme=gradio_versions.plain_theme()
         ) as blocks,
         gr.Column(elem_id="copier_tab"),
     ):
-        _wire(Tab(parts))
+        tab = Tab(parts)
+        _wire(tab)
+        if links is not None:
+            wire_links(tab, links)
     keep_out_of_ui_config(blocks)
     return blocks
 
@@ -285,11 +295,12 @@ def _wire_run(tab: Tab) -> None:
     seen = run.outputs() | tab.tools.outputs() | tab.setup.outputs()
     listen(run.poll, "click", _logged(tab.observe), watching, seen, queued=False)
     result = tab.form.under("result") | {run.result.shown}
+    put = {run.result.said, run.result.use, run.result.installed_as}
     for one, handler in (
         (run.result.install, run.result.installed),
         (run.result.measure, run.result.measured),
     ):
-        listen(one, "click", saying(handler, run.result.said), result, {run.result.said})
+        listen(one, "click", saying(handler, run.result.said), result, put)
 
 
 def _again(run: RunSection, number: int, data: Mapping[Any, Any]) -> Answer:
