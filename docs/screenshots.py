@@ -52,7 +52,7 @@ def take_all(program: Program) -> None:
         tab.press("run__start")
         tab.state("running")
         tab.waits_for("#copier_run__curve svg polyline")
-        both(tab, "run", "#copier_run__head", "#copier_run__poll")
+        both(tab, "run", "#copier_run__head", "#copier_run__log_fold")
         both(tab, "pair", "#copier_edited__head", "#copier_edited__view")
         both(tab, "original", "#copier_original__head", "#copier_original__clear")
         both(tab, "recipe", "#copier_recipe__head", "#copier_preset__files")

@@ -12,7 +12,7 @@ from copier.app.jobs import RUN, Job, JobState, JobView
 from copier.app.measure_job import MEASURE, measure_payload
 from copier.errors import BadInput, CopierError
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
@@ -35,10 +35,10 @@ class RunSection:
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
-        self.watched = gr.State("")
-        self.sent = gr.State({})
+        self.watched = kept("run.watched", "")
+        self.sent = kept("run.sent", {})
         with gr.Column(elem_classes="copier-card"):
-            html("run.head", pieces.heading("3", words.RUN))
+            html("run.head", pieces.heading("3", words.RUN, words.RUN_LEAD))
             self.problems = html("run.problems", pieces.problems(()))
             self.estimate = html("run.estimate")
             with gr.Row():
@@ -58,6 +58,9 @@ class RunSection:
                 self.poll = small_button("run.poll", "Refresh", min_width=80)
                 self.check = small_button("run.check", "Check", min_width=80)
                 self.opened = small_button("run.opened", "Lists", min_width=80)
+                # A1111's keyboard handler presses buttons of the open tab by the ends of their ids, and
+                # fails where there is none that ends in _generate, _interrupt or _skip.
+                small_button("run.skip", "Skip", min_width=80)
             self.pulse = html("run.pulse")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)
@@ -198,7 +201,7 @@ class ResultPart:
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
-        self.shown = gr.State("")
+        self.shown = kept("result.shown", "")
         with gr.Column(elem_classes="copier-card"):
             html("result.head", pieces.heading("", words.RESULT))
             self.figures = html("result.figures", pieces.result(None))
@@ -405,6 +408,12 @@ class HistoryPart:
             raise BadInput("both are the same run: choose another one to compare with")
         found = self.parts.jobs.compare(first.id, second.id)
         return {self.said: pieces.comparison(label(first), label(second), found)}
+
+    def weighed(self, data: Mapping[Any, Any]) -> Answer:
+        """What the chosen run takes on the disk: alone, and with its files."""
+        use = self.parts.jobs.disk_use(self.chosen(data).id)
+        files = f"{(use.output + use.stages) / 1e6:.1f} MB of files and stages that only it uses"
+        return {self.said: pieces.note(f"It takes {use.job / 1e6:.1f} MB, and {files}.")}
 
     def removed(self, data: Mapping[Any, Any]) -> Answer:
         """Forget a run; says what that took on the disk."""

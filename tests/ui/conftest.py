@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,13 @@ from PIL import Image
 
 from copier.app.ports import CheckpointInfo, Folders, Security
 from copier.app.settings import Settings
+from tests.ui.running import REQUIRED, missing
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where the tests of the tab are required, what they lack ends all of it, and nothing is skipped."""
+    if os.environ.get(REQUIRED) and (reason := missing()):
+        pytest.exit(reason, returncode=1)
 
 
 @dataclass

@@ -18,12 +18,20 @@ PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "180"))
 """Milliseconds to wait for what takes computing, on a machine with other work too."""
 
 
+REQUIRED = "COPIER_TEST_UI_REQUIRED"
+"""Environment variable that `make test-ui` sets: what these tests need has to be there."""
+
+
 def missing() -> str:
     """What these tests need and is not here; "" for nothing."""
     for name in ("gradio", "playwright"):
         if subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode:
             return f"{name} is not installed: make test-ui runs these tests"
-    return "" if browser_path() else "there is no chromium: apt-get install chromium"
+    return (
+        ""
+        if browser_path()
+        else "there is no Chromium: apt-get install chromium, or name one with COPIER_TEST_BROWSER=<path>"
+    )
 
 
 def browser_path() -> str:

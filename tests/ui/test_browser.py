@@ -334,11 +334,16 @@ def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(program: Program,
         assert program.partial_files() == []
 
 
-def test_the_queue_goes_on_after_the_program_was_killed(program: Program, opened: Open) -> None:
+def test_the_queue_goes_on_after_the_program_was_killed(
+    program: Program, opened: Open, tmp_path: Path
+) -> None:
     moments = random.Random(6)
+    Image.radial_gradient("L").resize((128, 128)).convert("RGB").save(tmp_path / "own.png")
     for number in range(KILLS):
         tab = opened()
-        tab.draws()
+        tab.section("Drop one in")
+        tab.drop("original__files", tmp_path / "own.png")
+        tab.says("original__view", "own.png")
         tab.short_recipe(500 + number)
         tab.press("run__start")
         tab.state("running")
@@ -355,6 +360,13 @@ def test_the_queue_goes_on_after_the_program_was_killed(program: Program, opened
         assert _state(program, killed["id"]) == "interrupted"
         assert program.partial_files() == []
         tab.state("done")  # the page that was open all the time has found the program again
+    # and has kept what it was given: the same run, without another look at the form
+    count = len(program.jobs())
+    tab.is_ready()
+    tab.press("run__start")
+    until(lambda: len(program.jobs()) == count + 1, "the page's run was submitted")
+    tab.state("done")
+    assert "own.png" in tab.text("original__view")
 
 
 def _state(program: Program, id: str) -> str:

@@ -14,6 +14,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: make test-ui runs
 
 from copier.app.jobs import JobService
 from copier.fields import FIELDS
+from copier.ui import gradio_versions
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
 from copier.ui.recipe_form import LEAVES
@@ -91,17 +92,58 @@ def test_nothing_is_kept_in_the_hosts_ui_config(parts: Parts) -> None:
     assert all(block.do_not_save_to_config for block in build_tab(parts).blocks.values())
 
 
+def held(component: Any) -> Any:
+    """What a handler is given of a component of a fresh page."""
+    return getattr(component, "copier_kept", getattr(component, "value", None))
+
+
+def test_a_page_keeps_its_values_itself_and_junk_counts_as_nothing(parts: Parts) -> None:
+    import gradio as gr
+
+    seen: list[Any] = []
+    with gr.Blocks() as blocks:
+        box, names = gr.Button(), gradio_versions.kept(["a"], elem_id="copier_names")
+
+        def handler(data: dict[Any, Any]) -> dict[Any, Any]:
+            seen.append(data[names])
+            return {names: [*data[names], "b"]}
+
+        gradio_versions.listen(box, "click", handler, {names}, {names})
+    (called,) = [one.fn for one in _functions(blocks) if one.fn is not None]
+    answer = called({names: json.dumps(["x"])})
+    assert json.loads(answer[names]) == ["x", "b"]
+    for junk in (None, "", "{", '"text"', "[" * 100_000):
+        called({names: junk})
+    assert seen == [["x"], *[["a"]] * 5]
+    assert not [one for one in build_tab(parts).blocks.values() if isinstance(one, gr.State)]
+
+
+def _functions(blocks: Any) -> list[Any]:
+    return list(blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns)
+
+
+def test_a_page_cannot_name_pictures_that_it_was_never_given(parts: Parts, picture: Path) -> None:
+    inside = parts.settings.data / "pictures" / "a.png"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(picture.read_bytes())
+    link = inside.with_name("link.png")
+    link.symlink_to(picture)
+    given = [str(inside), str(picture), f"{inside.parent}/../../../a.png", str(link), "x\0", 7, "/nowhere"]
+    assert parts.pictures(given) == (inside,)
+
+
 def test_every_handler_takes_a_dict_and_may_give_only_what_it_names(parts: Parts) -> None:
     """The handlers of a fresh page, called with what its components hold."""
     import gradio as gr
 
     with gr.Blocks():
         tab = Tab(parts)
-        form = {one: getattr(one, "value", None) for one in {*tab.whole_form, *tab.form.every()}}
+        form = {one: held(one) for one in {*tab.whole_form, *tab.form.every()}}
         checked = tab.checked(form)
         assert "no original" in str(checked[tab.run.problems])
         seen = tab.observe({tab.run.watched: "", tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""})
-        assert set(seen) <= tab.run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+        outputs = tab.run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+        assert set(seen) <= outputs | {tab.original.line}
         again = tab.observe(
             {tab.run.watched: "", tab.run.sent: seen[tab.run.sent], tab.tools.job: "", tab.setup.job: ""}
         )
