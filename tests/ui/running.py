@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,21 @@ class Program:
             text=True,
             start_new_session=True,
         )
-        until(lambda: _answers(self.port), "the page is served", seconds=120)
+        until(lambda: _answers(self.port), "the page is served")
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it, politely or not."""
         if self.process is None:
             return
         self.process.send_signal(number)
-        self.process.wait(60)
+        self.process.wait(PATIENCE / 1000)
         self.process = None
+
+    def memory(self) -> float:
+        """What the program itself has in memory, in MB; without its children."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
     def jobs(self) -> list[dict[str, Any]]:
         """The jobs on the disk, oldest first."""
@@ -137,11 +144,11 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition: Any, what: str, *, seconds: float = PATIENCE / 1000) -> None:
+def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for ``condition``; fails with ``what`` did not come."""
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + PATIENCE / 1000
     while not condition():
-        assert time.monotonic() < limit, f"waited {seconds:g} s in vain: {what}"
+        assert time.monotonic() < limit, f"waited {PATIENCE / 1000:g} s in vain: {what}"
         time.sleep(0.1)
 
 
@@ -229,3 +236,7 @@ class TabPage:
         self.press("original__generate")
         self.waits_for("#copier_original__view .copier-thumbs img")
         self.waits_for("#copier_edited__view .copier-swipe")
+
+
+Open = Callable[..., TabPage]
+"""Opens a page: by its width and its theme."""

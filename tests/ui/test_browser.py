@@ -7,61 +7,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
 
-from tests.ui.running import Program, TabPage, browser_path, missing, until
+from tests.ui.running import Open, Program, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 STOPS = int(os.environ.get("COPIER_TEST_STOPS", "2"))
 KILLS = int(os.environ.get("COPIER_TEST_KILLS", "1"))
-
-Open = Callable[..., TabPage]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def everything() -> None:
-    if reason := missing():
-        pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def program(everything: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    program = Program(tmp_path_factory.mktemp("program"))
-    program.start()
-    yield program
-    program.end()
-
-
-@pytest.fixture(scope="module")
-def browser(everything: None) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(program: Program, browser: Any) -> Iterator[Open]:
-    """Opens pages; each must have ended without an error of its scripts."""
-    pages: list[TabPage] = []
-
-    def open_page(*, width: int = 1280, theme: str = "light") -> TabPage:
-        context = browser.new_context(viewport={"width": width, "height": 900})
-        pages.append(TabPage(context.new_page(), program.address))
-        return pages[-1].open(theme=theme)
-
-    yield open_page
-    for one in pages:
-        one.page.context.close()
-        assert one.errors == []
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +31,7 @@ def lora(program: Program, browser: Any) -> Path:
 
 
 def children_gone(program: Program) -> None:
-    until(lambda: program.children() == [], "the children of a stopped job are gone", seconds=30)
+    until(lambda: program.children() == [], "the children of a stopped job are gone")
 
 
 def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
