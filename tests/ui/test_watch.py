@@ -1,4 +1,4 @@
-"""A long job watched by two pages: the server grows no larger, and the pages stay quick. For whoever has time."""
+"""A long job watched by two pages: the server grows no larger, and the pages stay quick."""
 
 from __future__ import annotations
 
