@@ -11,6 +11,7 @@ import gradio as gr
 from copier.app.jobs import RUN, Job, JobState, JobView
 from copier.app.measure_job import MEASURE, measure_payload
 from copier.errors import BadInput, CopierError
+from copier.fields import FIELDS
 from copier.ui import pieces, words
 from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer
@@ -37,8 +38,8 @@ class RunSection:
         self.form, self.parts = form, parts
         self.watched = kept("run.watched", "")
         self.sent = kept("run.sent", {})
-        with gr.Column(elem_classes="copier-card"):
-            html("run.head", pieces.heading("3", words.RUN, words.RUN_LEAD))
+        with gr.Column(elem_classes="copier-card", elem_id=elem_id("run.bar")):
+            html("run.head", pieces.heading("3", words.RUN))
             self.problems = html("run.problems", pieces.problems(()))
             self.estimate = html("run.estimate")
             with gr.Row():
@@ -46,6 +47,7 @@ class RunSection:
                 self.queue = button("run.queue", "Add to queue", min_width=120)
                 self.stop = button("run.interrupt", "Stop", variant="stop", min_width=90, interactive=False)
             self.said = html("run.said")
+        with gr.Column(elem_classes="copier-card"):
             self.status = html("run.status", pieces.job_status(None))
             self.offers = [
                 button(f"run.offer{i + 1}", "Again", size="sm", visible=False) for i in range(OFFERS)
@@ -157,7 +159,7 @@ class RunSection:
             return ()
         changes = view.job.failure.settings if view.job.failure is not None else ()
         again = "Go on" if view.job.state in (JobState.STOPPED, JobState.INTERRUPTED) else "Again"
-        return (again, *(f"Again with {change}" for change in changes[: OFFERS - 1]))
+        return (again, *(f"Again with {change_words(change)}" for change in changes[: OFFERS - 1]))
 
     def again(self, data: Mapping[Any, Any], number: int) -> Answer:
         """Repeat the watched job, with the setting of that button."""
@@ -181,6 +183,16 @@ class RunSection:
             *self.offers,
         }
         return own | self.result.outputs() | self.history.outputs()
+
+
+def change_words(change: str) -> str:
+    """A change of a recipe, such as ``training.batch_size=1``, as a button says it: "batch size 1"."""
+    path, _, value = change.partition("=")
+    known = FIELDS["TrainingSpec"].get(path.rpartition(".")[2])
+    if known is None:
+        return change
+    name = known.label[:1].lower() + known.label[1:]
+    return name if value == "true" else f"{name} {value}"
 
 
 _UNFINISHED = (JobState.FAILED, JobState.STOPPED, JobState.INTERRUPTED)

@@ -32,7 +32,7 @@ class SetupSection:
                 )
                 self.trainer = html("setup.trainer")
                 with gr.Row():
-                    self.look = button("setup.look", "Look", min_width=80)
+                    self.look = button("setup.look", "Check again", min_width=80)
                     self.install = button(
                         "setup.install", "Install or repair", variant="primary", min_width=140
                     )

@@ -49,7 +49,7 @@ class Tab:
                         self.original = OriginalSection(self.form, parts)
                         self.edited = EditedSection(self.form, parts, self.edits)
                         self.recipe = RecipeSection(self.form, parts, first_recipe(parts))
-                    with gr.Column(scale=1, min_width=320, elem_id=elem_id("side")):
+                    with gr.Column(scale=1, min_width=320):
                         self.run = RunSection(self.form, parts)
                 self.run.result.below()
             with gr.Tab("Tools", elem_id=elem_id("tools")):

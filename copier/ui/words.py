@@ -23,9 +23,6 @@ ORIGINAL_LEAD = (
     "A, the picture that the change is shown on. A plain one is best: one thing, quiet background."
 )
 EDITED_LEAD = "B, the same picture with one thing changed. Whatever else differs is learnt too."
-RUN_LEAD = (
-    "Trains on A until nothing but A comes out, then learns what B changes. Close the page if you like."
-)
 RECIPE_LEAD = "How it is trained. Leave it as it is for the first time."
 
 NO_ORIGINAL = "No original yet: draw one, or drop a picture in."
@@ -39,7 +36,10 @@ READY = "Ready to start."
 BUSY = "A job is at work: add this one to the queue."
 BLOCKED = "Start waits for this:"
 UNKNOWN_TIME = "time unknown: nothing like it was made on this machine so far"
-NO_JOB = "Nothing runs. Press Start when the pair looks right."
+NO_JOB = (
+    "Nothing runs yet. Start trains on A until nothing but A comes out, then learns what B changes. "
+    "You may close the page meanwhile."
+)
 NO_RESULT = "The result appears here when a run is done."
 NO_REPORT = "This run has no report: its recipe measures nothing."
 LOSS = "Loss"
@@ -103,6 +103,6 @@ EVERY = (
     *STATES.values(), EFFECT,
     SET_A, SET_B, LEARNS_A, LEARNS_B, LEARNS_CHANGE, CHECKS_A, CHECKS_B, DRAWS, MEASURES, GIVEN, SUBTRACTS,
     ADDS, RESIZES, EFFECT_HINT, LEAKAGE_HINT, CHANGE_HINT, CONSISTENCY_HINT, WEIGHTS_HINT, GATE_ADVICE,
-    RUN_LEAD, LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
+    LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
 )  # fmt: skip
 """All of them, for the translations."""

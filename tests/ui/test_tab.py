@@ -12,12 +12,14 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-ui runs these tests")
 
-from copier.app.jobs import JobService
+from copier.app.jobs import JobKind, JobService
+from copier.errors import OutOfMemory
 from copier.fields import FIELDS
 from copier.ui import gradio_versions
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
 from copier.ui.recipe_form import LEAVES
+from copier.ui.run_section import change_words
 from copier.ui.tab import Tab, build_tab
 from copier.ui.visible_texts import visible_texts
 
@@ -41,7 +43,7 @@ def test_building_the_tab_imports_nothing_heavy() -> None:
 import json, sys
 from pathlib import Path
 import copier.ui.tab, copier.ui.standalone
-from copier.app.jobs import JobService
+from copier.app.jobs import JobKind, JobService
 from copier.app.settings import Settings
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 """
@@ -155,7 +157,7 @@ def test_a_page_of_an_earlier_process_understands_the_answers() -> None:
     probe = """
 import json
 from pathlib import Path
-from copier.app.jobs import JobService
+from copier.app.jobs import JobKind, JobService
 from copier.app.settings import Settings
 from copier.ui.parts import Parts
 from copier.ui.tab import build_tab
@@ -170,6 +172,38 @@ print(json.dumps([[one["inputs"], one["outputs"]] for one in config["dependencie
     ]
     first, second = (json.loads(run.stdout.splitlines()[-1]) for run in runs)
     assert first == second and len(first) > 30
+
+
+def test_the_hosts_keyboard_handler_finds_its_buttons(components: list[dict[str, Any]]) -> None:
+    """A1111 presses buttons of the open tab by the ends of their ids, and fails where there is none."""
+    ids = [one["props"]["elem_id"] for one in components if one["type"] == "button"]
+    first = {
+        end: next(one for one in ids if one.endswith(end)) for end in ("_generate", "_interrupt", "_skip")
+    }
+    assert first["_generate"] == "copier_original__generate"
+    assert first["_interrupt"] == "copier_original__interrupt"
+
+
+def test_a_failed_job_offers_what_would_help_in_words(host: Any, settings: Any) -> None:
+    import gradio as gr
+
+    def fails(*_: Any) -> Any:
+        raise OutOfMemory(
+            "too little memory", ["training.batch_size=1", "training.gradient_checkpointing=true"]
+        )
+
+    jobs = JobService(settings, kinds=[JobKind("fails", fails)])
+    jobs.submit_work("fails", {})
+    jobs.work()
+    with gr.Blocks():
+        tab = Tab(Parts(host, jobs, settings))
+        seen = tab.observe({tab.run.watched: "", tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""})
+    shown = [seen[one] for one in tab.run.offers]
+    assert [one["value"] for one in shown if one["visible"]] == [
+        "Again", "Again with batch size 1", "Again with gradient checkpointing",
+    ]  # fmt: skip
+    assert "too little memory" in seen[tab.run.status]
+    assert change_words("training.unheard_of=1") == "training.unheard_of=1"
 
 
 @pytest.mark.parametrize("language", ["ja_JP", "zh_TW", "zh_CN"])
