@@ -185,6 +185,8 @@ class TabPage:
 
     def choose(self, name: str, label: str) -> None:
         """Choose from a list by its beginning."""
+        # Amid the window, where there is room for the list, which does not scroll with the page.
+        self.page.locator(f"#copier_{name}").first.evaluate("one => one.scrollIntoView({block: 'center'})")
         self.page.click(f"#copier_{name} input")
         self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first.click()
 
