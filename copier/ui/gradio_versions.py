@@ -162,8 +162,8 @@ def gallery(*, label: str, elem_id: str, columns: int) -> Any:
     )
 
 
-def launch(blocks: Blocks, *, host: str, port: int, folders: Sequence[Path]) -> str:
-    """Serve the page in a thread; its address. ``folders``: whose files the page may show.
+def launch(blocks: Blocks, *, host: str, port: int) -> str:
+    """Serve the page in a thread; its address. No file is served but what gradio itself put into its folder.
 
     Raises:
         OSError: the port is taken.
@@ -177,8 +177,10 @@ def launch(blocks: Blocks, *, host: str, port: int, folders: Sequence[Path]) -> 
         show_api=False,
         share=False,
         inbrowser=False,
-        allowed_paths=[str(folder) for folder in folders],
     )
+    if MAJOR < 4:
+        # It would serve whatever lies in the folder that the program was started in.
+        blocks.server_app.cwd = blocks.server_app.uploaded_file_dir
     return str(blocks.local_url)
 
 

@@ -41,7 +41,6 @@ def serve(parts: Parts, place: Place, *, ready: Callable[[str], None], ended: th
             blocks,
             host=EVERYWHERE if place.listen else LOOPBACK,
             port=place.port,
-            folders=(parts.settings.data, parts.host.folders().output),
         )
     except OSError as error:
         raise BadInput(

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.blocks import Blocks
 
 from copier.codec import builtin_recipes
-from copier.errors import CopierError
+from copier.errors import CopierError, NotInstalled
 from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
@@ -84,6 +84,8 @@ class Tab:
         if found.request is not None:
             try:
                 expected = self._expected(found)
+            except NotInstalled as error:
+                problems = (Problem("run.start", f"{error}. In this tab: Setup, 'Install or repair'"),)
             except CopierError as error:
                 problems = (Problem("run.start", str(error)),)
         busy, ready = self.parts.jobs.current() is not None, not problems

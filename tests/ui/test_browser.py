@@ -162,6 +162,19 @@ def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(program: Prog
     assert not list(program.folder.glob("outside*")) and not list(program.data.glob("outside*"))
 
 
+def test_the_page_serves_no_files_of_the_user(program: Program, opened: Open) -> None:
+    page = opened().page
+    (program.folder / "mine.txt").write_text("nobody else's business", encoding="utf-8")
+    kept = next(program.data.glob("jobs/*/job.json"))
+    for place in (
+        program.folder / "mine.txt",
+        kept,
+        Path("mine.txt"),
+        program.data / "presets" / "short.json",
+    ):
+        assert page.request.get(f"{program.address}file={place}").status in (403, 404)
+
+
 def test_each_tool_writes_its_file(program: Program, opened: Open, lora: Path) -> None:
     tab = opened()
     tab.section("Tools")
