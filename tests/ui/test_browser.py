@@ -46,7 +46,7 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
     tab.says("original__view", "seed2")
     tab.pick("edited__edit", "Grayscale")
     tab.says("edited__view", "changed")
-    tab.short_recipe(400)
+    tab.short_recipe(2000)
 
     tab.press("run__start")
     tab.state("running")
@@ -125,6 +125,9 @@ def test_own_pictures_are_compared_before_anything_is_trained(opened: Open, tmp_
 def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(program: Program, opened: Open) -> None:
     count = len(program.jobs())
     tab = opened()
+    tab.unfold("Captions")
+    tab.press("captions__write")
+    tab.says("captions__said", "no original to caption")
     tab.fill("original__count", "99")
     tab.press("original__generate")
     tab.says("original__said", "give a whole number from 1 to 16")
@@ -308,7 +311,9 @@ def test_the_queue_goes_on_after_the_program_was_killed(
     program: Program, opened: Open, tmp_path: Path
 ) -> None:
     moments = random.Random(6)
-    Image.radial_gradient("L").resize((128, 128)).convert("RGB").save(tmp_path / "own.png")
+    own = Image.new("RGB", (128, 128), (40, 160, 200))
+    own.paste((220, 30, 30), (32, 32, 96, 96))
+    own.save(tmp_path / "own.png")
     for number in range(KILLS):
         tab = opened()
         tab.section("Drop one in")
