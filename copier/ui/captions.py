@@ -42,9 +42,7 @@ class CaptionsPart:
             text(
                 form, "captions.model", "Folder of its model", "Empty: the usual one, in the data directory."
             )
-            number(
-                form, "captions.threshold", "Threshold", "How sure it must be of a tag, 0 to 1.", value=0.35
-            )
+            number(form, "captions.threshold", "Threshold", "How sure it must be, 0 to 1; empty: as usual.")
             flag(form, "captions.download", "Download the usual model", "Several hundred MB, once.")
         with gr.Row():
             self.write = button("captions.write", "Caption the originals")
@@ -97,9 +95,10 @@ class CaptionsPart:
                 "the WebUI can be reached from elsewhere, and then downloads nothing: put the model into its "
                 "folder, or start the WebUI with --enable-insecure-extension-access"
             )
+        sure = answers["captions.threshold"]
         return Wd14Tagger(
             self.parts.settings,
             model=allowed_path(Path(model), host) if model else None,
-            threshold=decimal(answers["captions.threshold"], "Threshold", 0, 1),
             allow_download=download and not model,
+            **({} if sure in (None, "") else {"threshold": decimal(sure, "Threshold", 0, 1)}),
         )
