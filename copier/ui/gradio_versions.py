@@ -62,7 +62,7 @@ def on_select(
     """Call ``handler`` with the inputs' values and the index of what was chosen in ``component``."""
 
     def chosen(data: dict[Block, Any], event: gr.SelectData) -> Answer:
-        return _packed(handler(_unpacked(data), int(event.index)))
+        return handler(data, int(event.index))
 
     # gradio looks for the type itself among the annotations, which are texts in this module.
     chosen.__annotations__ = {"event": gr.SelectData}
@@ -73,43 +73,29 @@ def on_select(
 
 def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:
     """Without inputs gradio calls a handler without arguments."""
-
-    def called(data: dict[Block, Any]) -> Answer:
-        return _packed(handler(_unpacked(data)))
-
-    return called if inputs else lambda: called({})
+    if inputs:
+        return handler
+    return lambda: handler({})
 
 
 def kept(value: Any, *, elem_id: str) -> Any:
     """A value, as JSON is able to hold it, that the page keeps and sends along; nobody sees it.
 
     What ``gr.State`` holds is in the program's memory, and lost to an open page when the program is started
-    anew. Whoever sits at the page can change it: a handler checks what it is given.
+    anew. Whoever sits at the page can change it: a handler checks what it is given, and gets ``value`` in
+    place of what is of another type.
     """
+
+    def read(text: Any) -> Any:
+        try:
+            found = json.loads(text)
+        except (TypeError, ValueError, RecursionError):
+            return value
+        return found if type(found) is type(value) else value
+
     component = gr.Textbox(json.dumps(value), visible=False, show_label=False, elem_id=elem_id)
-    component.copier_kept = value
+    component.preprocess, component.postprocess = read, json.dumps
     return component
-
-
-def _is_kept(one: Block) -> bool:
-    return hasattr(one, "copier_kept")
-
-
-def _unpacked(data: dict[Block, Any]) -> dict[Block, Any]:
-    return {one: _read(one, value) if _is_kept(one) else value for one, value in data.items()}
-
-
-def _packed(answer: Answer) -> Answer:
-    return {one: json.dumps(value) if _is_kept(one) else value for one, value in answer.items()}
-
-
-def _read(one: Any, text: Any) -> Any:
-    """What is kept there, or what a new page has where that is not of its kind."""
-    try:
-        value = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return one.copier_kept
-    return value if type(value) is type(one.copier_kept) else one.copier_kept
 
 
 def run_script(blocks: Blocks, source: str) -> None:

@@ -92,6 +92,8 @@ class OriginalSection:
         with gr.Row():
             self.generate = button("original.generate", "Generate", variant="primary")
             self.stop = small_button("original.interrupt", "Stop drawing", min_width=110)
+            # The hosts' scripts for Alt+Enter press a button of this name.
+            button("original.skip", "Skip", visible=False)
         self.gallery = gallery(
             label="Choose one by clicking it", elem_id=elem_id("original.gallery"), columns=4
         )
@@ -157,25 +159,26 @@ class OriginalSection:
             self.gallery: gr.update(value=_opened(shown), visible=True),
             self.drawn: files,
             self.said: "",
-            **self._taken(files[:1], data),
+            **self.taken(files[:1], data),
         }
 
     def pick(self, data: Any, index: int) -> Answer:
         """A picture of the gallery was clicked."""
-        return self._taken(data[self.drawn][index : index + 1], data)
+        return self.taken(data[self.drawn][index : index + 1], data)
 
     def drop(self, data: Any) -> Answer:
         """Pictures were dropped in."""
         from copier.app.pair_preview import keep_picture
 
         kept = [str(keep_picture(path, self.parts.settings)) for path in file_paths(data.get(self.files))]
-        return self._taken(kept, data)
+        return self.taken(kept, data)
 
     def take_out(self, data: Any) -> Answer:
         """No original any more."""
         return {self.originals: [], self.view: pieces.originals(()), self.files: gr.update(value=None)}
 
-    def _taken(self, files: list[str], data: Any) -> Answer:
+    def taken(self, files: list[str], data: Any) -> Answer:
+        """Pictures become the originals, or more of them."""
         several = bool(self.form.answers(data).get("original.several"))
         before = data[self.originals] if several else []
         now = [*before, *(one for one in files if one not in before)]

@@ -60,9 +60,6 @@ class RunSection:
                 self.poll = small_button("run.poll", "Refresh", min_width=80)
                 self.check = small_button("run.check", "Check", min_width=80)
                 self.opened = small_button("run.opened", "Lists", min_width=80)
-                # A1111's keyboard handler presses buttons of the open tab by the ends of their ids, and
-                # fails where there is none that ends in _generate, _interrupt or _skip.
-                small_button("run.skip", "Skip", min_width=80)
             self.pulse = html("run.pulse")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)

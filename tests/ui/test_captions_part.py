@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def tab(host: Any, settings: Any) -> Tab:
 
 def given(tab: Tab, pictures: tuple[Path, ...], **more: Any) -> dict[Any, Any]:
     """What a page sends: its fields as they are, those pictures, and more fields by their last name."""
-    data = {one: getattr(one, "copier_kept", getattr(one, "value", None)) for one in tab.whole_form}
+    data = {one: getattr(one, "value", None) for one in tab.whole_form}
+    data[tab.recipe.state] = json.loads(tab.recipe.state.value)
     data |= {one: one.value for one in tab.form.under("captions")}
     kept = [str(keep_picture(one, tab.parts.settings)) for one in pictures]
     data[tab.original.originals] = kept
