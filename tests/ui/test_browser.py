@@ -79,9 +79,11 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
     assert program.partial_files() == []
 
 
-def test_two_pages_see_the_same_job_and_closing_one_stops_nothing(program: Program, opened: Open) -> None:
+def test_two_pages_see_the_same_job_and_closing_one_stops_nothing(
+    program: Program, opened: Open, picture: Path
+) -> None:
     first = opened()
-    first.draws()
+    first.given(picture)
     first.short_recipe(3000)
     first.press("run__start")
     first.state("running")
@@ -122,7 +124,9 @@ def test_own_pictures_are_compared_before_anything_is_trained(opened: Open, tmp_
     tab.is_ready()
 
 
-def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(program: Program, opened: Open) -> None:
+def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(
+    program: Program, opened: Open, picture: Path
+) -> None:
     count = len(program.jobs())
     tab = opened()
     tab.unfold("Captions")
@@ -131,7 +135,7 @@ def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(program: Prog
     tab.fill("original__count", "99")
     tab.press("original__generate")
     tab.says("original__said", "give a whole number from 1 to 16")
-    tab.draws()
+    tab.given(picture)
     tab.is_ready()
     for name, value, what in (
         ("train__training__steps", "0", "smallest allowed value is 1"),
@@ -288,9 +292,11 @@ def _lightness(colour: str) -> float:
     return sum(numbers) / 3 / 255
 
 
-def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(program: Program, opened: Open) -> None:
+def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(
+    program: Program, opened: Open, picture: Path
+) -> None:
     tab = opened()
-    tab.draws()
+    tab.given(picture)
     tab.short_recipe()
     moments = random.Random(5)
     for number in range(STOPS):
@@ -308,17 +314,12 @@ def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(program: Program,
 
 
 def test_the_queue_goes_on_after_the_program_was_killed(
-    program: Program, opened: Open, tmp_path: Path
+    program: Program, opened: Open, picture: Path
 ) -> None:
     moments = random.Random(6)
-    own = Image.new("RGB", (128, 128), (40, 160, 200))
-    own.paste((220, 30, 30), (32, 32, 96, 96))
-    own.save(tmp_path / "own.png")
     for number in range(KILLS):
         tab = opened()
-        tab.section("Drop one in")
-        tab.drop("original__files", tmp_path / "own.png")
-        tab.says("original__view", "own.png")
+        tab.given(picture)
         tab.short_recipe(500 + number)
         tab.press("run__start")
         tab.state("running")
@@ -341,7 +342,7 @@ def test_the_queue_goes_on_after_the_program_was_killed(
     tab.press("run__start")
     until(lambda: len(program.jobs()) == count + 1, "the page's run was submitted")
     tab.state("done")
-    assert "own.png" in tab.text("original__view")
+    assert picture.name in tab.text("original__view")
 
 
 def _state(program: Program, id: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,9 +39,11 @@ _ASK = """() => new Promise(done => {
 """Seconds until the page has the answer to "what is new?"."""
 
 
-def test_a_long_job_in_two_pages_leaves_the_server_flat_and_quick(program: Program, opened: Any) -> None:
+def test_a_long_job_in_two_pages_leaves_the_server_flat_and_quick(
+    program: Program, opened: Any, picture: Path
+) -> None:
     first = opened()
-    first.draws()
+    first.given(picture)
     first.short_recipe(STEPS)
     first.press("run__start")
     first.state("running")
