@@ -145,8 +145,8 @@ def expected(found: Estimate) -> Markup:
     return tag("div", (tag("span", fact) for fact in facts), class_="copier-facts")
 
 
-def job_status(view: JobView | None, *, runner: str = "here") -> Markup:
-    """The job that is watched: its state, how far it is, and its stages."""
+def job_status(view: JobView | None, *, runner: str = "here", other: str = "") -> Markup:
+    """The job that is watched: its state, how far it is, and its stages; ``other``: one that runs meanwhile."""
     if view is None:
         return tag("div", words.NO_JOB, class_="copier-empty", data_live="0")
     job = view.job
@@ -157,6 +157,8 @@ def job_status(view: JobView | None, *, runner: str = "here") -> Markup:
         parts.append(_progress(current))
     if job.state is JobState.QUEUED and runner == "nobody":
         parts.append(note("nobody works the queue: restart the program", "warning"))
+    if other:
+        parts.append(note(f"{other} is at work now: History shows it."))
     if job.failure is not None:
         parts.append(note(job.failure.message, "bad"))
     if view.stages:

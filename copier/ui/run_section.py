@@ -115,10 +115,13 @@ class RunSection:
         jobs = self.parts.jobs
         job = self._watched(data)
         view = jobs.view(job.id) if job is not None else None
+        current = jobs.current()
+        elsewhere = current is not None and job is not None and job.state.ended and current.id != job.id
+        other = current.title if current is not None and elsewhere else ""
         sent = dict(data.get(self.sent) or {})
         fresh: dict[Any, Any] = {}
         shown: tuple[tuple[Any, Any, Callable[[], str]], ...] = (
-            (self.status, None, lambda: pieces.job_status(view, runner=jobs.runner())),
+            (self.status, None, lambda: pieces.job_status(view, runner=jobs.runner(), other=other)),
             (self.curve, None, lambda: pieces.curve(view)),
             (self.samples, _sample_names(view), lambda: pieces.samples(view)),
             (self.log, None, lambda: pieces.log(view)),

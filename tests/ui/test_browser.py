@@ -339,7 +339,10 @@ def test_the_queue_goes_on_after_the_program_was_killed(
         until(lambda id=waiting["id"]: _state(program, id) == "done", "the job that waited was done")
         assert _state(program, killed["id"]) == "interrupted"
         assert program.partial_files() == []
-        tab.state("done")  # the page that was open all the time has found the program again
+        tab.state(
+            "interrupted"
+        )  # the page that was open all the time has found the program and its job again
+        assert tab.text("run__offer1") == "Go on"
     # and has kept what it was given: the same run, without another look at the form
     count = len(program.jobs())
     tab.is_ready()
