@@ -146,7 +146,7 @@ def expected(found: Estimate) -> Markup:
 
 
 def job_status(view: JobView | None, *, runner: str = "here", other: str = "") -> Markup:
-    """The job that is watched: its state, how far it is, and its stages; ``other``: one that runs meanwhile."""
+    """The job that is watched: its state, how far it is, and its stages. ``other`` is one that runs now."""
     if view is None:
         return tag("div", words.NO_JOB, class_="copier-empty", data_live="0")
     job = view.job
@@ -163,7 +163,8 @@ def job_status(view: JobView | None, *, runner: str = "here", other: str = "") -
         parts.append(note(job.failure.message, "bad"))
     if view.stages:
         parts.append(_stages(view.stages, stage_words(job)))
-    return tag("div", parts, class_="copier-job", data_live=live, data_job=job.id, data_state=job.state.value)
+    state = {"data_live": live, "data_job": job.id, "data_state": job.state.value, "data_other": other}
+    return tag("div", parts, class_="copier-job", **state)
 
 
 def _job_head(job: Job) -> Markup:

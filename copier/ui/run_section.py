@@ -115,9 +115,7 @@ class RunSection:
         jobs = self.parts.jobs
         job = self._watched(data)
         view = jobs.view(job.id) if job is not None else None
-        current = jobs.current()
-        elsewhere = current is not None and job is not None and job.state.ended and current.id != job.id
-        other = current.title if current is not None and elsewhere else ""
+        other = self._other(job)
         sent = dict(data.get(self.sent) or {})
         fresh: dict[Any, Any] = {}
         shown: tuple[tuple[Any, Any, Callable[[], str]], ...] = (
@@ -138,6 +136,13 @@ class RunSection:
         count = int(sent.get("count", 0)) + 1
         sent["count"] = count
         return {**fresh, self.sent: sent, self.pulse: str(pieces.pulse(count))}
+
+    def _other(self, job: Job | None) -> str:
+        """The title of the job that runs while the page shows one that has ended, or ""."""
+        current = self.parts.jobs.current()
+        if job is None or not job.state.ended or current is None or current.state is not JobState.RUNNING:
+            return ""
+        return current.title or current.id
 
     def _buttons(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
         state = None if view is None else view.job.state

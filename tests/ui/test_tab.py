@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,33 @@ def test_a_failed_job_offers_what_would_help_in_words(host: Any, settings: Any) 
     ]  # fmt: skip
     assert "too little memory" in seen[tab.run.status]
     assert change_words("training.unheard_of=1") == "training.unheard_of=1"
+
+
+def test_a_page_that_watches_a_job_that_ended_says_which_one_runs(host: Any, settings: Any) -> None:
+    import gradio as gr
+
+    goes_on, began = threading.Event(), threading.Event()
+
+    def waits(*_: Any) -> Any:
+        began.set()
+        goes_on.wait(60)
+        return {}
+
+    jobs = JobService(settings, kinds=[JobKind("ends", lambda *_: {}), JobKind("waits", waits)])
+    ended = jobs.submit_work("ends", {}, title="First")
+    jobs.work()
+    with gr.Blocks():
+        tab = Tab(Parts(host, jobs, settings))
+    asked = {tab.run.watched: ended.id, tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""}
+    assert "at work" not in tab.observe(asked)[tab.run.status]
+    jobs.submit_work("waits", {}, title="Second")
+    jobs.start()
+    try:
+        assert began.wait(60)
+        assert "Second is at work now" in tab.observe(asked)[tab.run.status]
+    finally:
+        goes_on.set()
+        jobs.close()
 
 
 @pytest.mark.parametrize("language", ["ja_JP", "zh_TW", "zh_CN"])
