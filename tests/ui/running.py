@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "180"))
+PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "600"))
 """Milliseconds to wait for what takes computing, on a machine with other work too."""
 
 
