@@ -321,7 +321,9 @@ def test_the_queue_goes_on_after_the_program_was_killed(
     program: Program, opened: Open, picture: Path
 ) -> None:
     moments = random.Random(6)
+    tab = opened()
     for number in range(KILLS):
+        tab.page.context.close()
         tab = opened()
         tab.given(picture)
         tab.short_recipe(500 + number)
