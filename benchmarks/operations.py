@@ -72,6 +72,21 @@ def merge(files: Files) -> Row:
     )
 
 
+def merge_first(files: Files) -> Row:
+    """The same where no digest is remembered, once."""
+    out = files.folder / "merged-first.safetensors"
+    row = measured(
+        "merge, the same, hashing the checkpoint for the first time",
+        ("merge", files.checkpoint, files.minuend, "--data", files.folder / "nothing-known"),
+        out,
+        files.checkpoint,
+        lambda _: "not run",
+        pairs=1,
+    )
+    out.unlink()
+    return row
+
+
 def merge_large(files: Files) -> Row | Skipped:
     """The same into a checkpoint three to four times as large, once: its memory is what counts."""
     work = "merge, the same into float32 with moving averages"
@@ -103,5 +118,5 @@ def extract(files: Files) -> Row | Skipped:
     )
 
 
-WHOLE = (difference, combine, resize, merge, merge_large, extract)
+WHOLE = (difference, combine, resize, merge, merge_first, merge_large, extract)
 """In this order: ``extract`` takes the file that ``merge`` leaves."""

@@ -167,7 +167,16 @@ def all_finite(tensor: torch.Tensor) -> bool:
 def cast(
     tensor: torch.Tensor, dtype: torch.dtype, name: str, *, source: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``tensor`` in ``dtype``, refused where a number would not be near itself any more.
+    """``tensor`` in ``dtype``; arguments and errors are those of ``cast_into``."""
+    result = tensor.to(dtype)
+    _check_cast(tensor, dtype, name, source)
+    return result
+
+
+def cast_into(
+    tensor: torch.Tensor, out: torch.Tensor, name: str, *, source: torch.Tensor | None = None
+) -> None:
+    """Write ``tensor`` into ``out``, in its dtype, refused where a number would not be near itself any more.
 
     That is what rounds to infinity in ``dtype``. (fp8's e4m3 has none: there torch makes NaN of it, or the
     largest number, depending on its version.) ``source`` (default: ``tensor``) is what ``tensor`` was
@@ -176,15 +185,19 @@ def cast(
     Raises:
         BadInput: a value is outside the dtype's range; the message names ``name``, value and limit.
     """
-    result = tensor.to(dtype)
+    out.copy_(tensor)
+    _check_cast(tensor, out.dtype, name, source)
+
+
+def _check_cast(tensor: torch.Tensor, dtype: torch.dtype, name: str, source: torch.Tensor | None) -> None:
     limit = torch.finfo(dtype).max
     if tensor.numel() == 0 or bool((torch.stack(torch.aminmax(tensor.detach())).abs() <= limit).all()):
-        return result
+        return
     exact = tensor.detach().double().abs()
     half_step = torch.finfo(dtype).eps / 2.0 * 2.0 ** math.floor(math.log2(limit))
     lost = ~(exact < limit + half_step) & torch.isfinite((tensor if source is None else source).double())
     if not bool(lost.any()):
-        return result
+        return
     reached = float(exact[lost].nan_to_num(nan=math.inf, posinf=math.inf).max())
     plain = str(dtype).removeprefix("torch.")
     representable = reached <= torch.finfo(torch.float32).max

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from copier.algebra.delta import Delta, LowRankDelta, cast
+from copier.algebra.delta import Delta, LowRankDelta, cast_into
 
 BLOCK_ELEMENTS = 1 << 19
 """Of one block: 2 MB in float32, so that the block and the product added to it fit a cache of 4 MB."""
@@ -72,23 +72,30 @@ def add_changes(
     source, target = weight.reshape(rows, -1), out.view(rows, -1)
     step = block_rows(source.shape[1])
     precision = torch.float64 if source.dtype == torch.float64 else torch.float32
+    # Two blocks for all: memory of this size costs more page faults than the arithmetic that is done in it.
+    shape = min(step, rows), source.shape[1]
+    sums, product = source.new_empty(shape, dtype=precision), source.new_empty(shape, dtype=torch.float32)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        total = source[start:stop].to(precision, copy=True)
+        total = sums[: stop - start].copy_(source[start:stop])
         for change in changes:
-            _add(total, change, first_row + start)
-        target[start:stop] = cast(total, out.dtype, name, source=source[start:stop])
+            _add(total, change, first_row + start, product)
+        cast_into(total, target[start:stop], name, source=source[start:stop])
 
 
-def _add(total: torch.Tensor, change: Change, first_row: int) -> None:
-    """Add the rows of the change that ``total``, which begins at ``first_row`` of the weight, has."""
+def _add(total: torch.Tensor, change: Change, first_row: int, product: torch.Tensor) -> None:
+    """Add the rows of the change that ``total``, which begins at ``first_row`` of the weight, has.
+
+    ``product`` is memory for as many rows in float32.
+    """
     begin = max(first_row, change.first_row)
     end = min(first_row + total.shape[0], change.first_row + change.delta.shape[0])
     if begin >= end:
         return
     rows = slice(begin - change.first_row, end - change.first_row)
     if isinstance(change.delta, LowRankDelta):
-        part = change.delta.up_matrix[rows] @ change.delta.down_matrix
+        part = product[: end - begin]
+        torch.mm(change.delta.up_matrix[rows], change.delta.down_matrix, out=part)
         for factor in (change.ratio, change.delta.scale):
             if factor != 1.0:
                 part *= factor

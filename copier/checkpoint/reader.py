@@ -7,6 +7,7 @@ loader fails on it.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +23,14 @@ CHUNK_BYTES = 8 << 20
 
 
 class TensorReader:
-    """A safetensors file, open for reading; a context manager.
+    """A safetensors file, open for reading, from several threads at once too; a context manager.
 
     Raises on construction what ``read_header`` raises.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file = open_checkpoint(path)
+        self._file, self._lock = open_checkpoint(path), threading.Lock()
         try:
             self.header: Header = parse_header(self._file, self.path)
         except BaseException:
@@ -106,11 +107,10 @@ class TensorReader:
             position += len(piece)
 
     def _fill(self, view: memoryview, start: int) -> None:
-        self._file.seek(self.header.data_start + start)
-        done = 0
+        place, done = self.header.data_start + start, 0
         while done < len(view):
             try:
-                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                count = self._read(view[done:], place + done)
             except OSError as error:
                 raise BadCheckpoint(
                     f"{self.path.name!r} cannot be read ({error.strerror}): check the disk, or copy it again"
@@ -120,3 +120,10 @@ class TensorReader:
                     f"{self.path.name!r} ended early while it was read: something else changed it"
                 )
             done += count
+
+    def _read(self, view: memoryview, place: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], place)
+        with self._lock:
+            self._file.seek(place)
+            return int(self._file.readinto(view))  # type: ignore[attr-defined]

@@ -15,7 +15,8 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -24,6 +25,7 @@ import torch
 
 from copier.checkpoint.dtypes import dtype_name
 from copier.checkpoint.header import ITEM_BYTES, TensorInfo, read_header
+from copier.checkpoint.straight import StraightFile
 from copier.errors import BadInput
 from copier.temporary import create_temporary, move_into_place, remove_leftovers
 
@@ -43,7 +45,8 @@ class TensorWriter:
     """A safetensors file in the making; a context manager that commits when its block ends.
 
     ``plan`` says which tensors will come, in which order; ``write`` or ``write_raw`` must then be
-    called once for each. On construction nothing is written except the temporary file's header.
+    called once for each, or all their bytes be written ``in_pieces``. On construction nothing is written
+    except the temporary file's header.
 
     Raises on construction:
         BadInput: the target exists and ``overwrite`` is false, its folder does not exist or is not
@@ -124,6 +127,21 @@ class TensorWriter:
         if count != info.nbytes:
             raise ValueError(f"{key!r} came with {count} bytes or more, planned were {info.nbytes}")
 
+    @contextlib.contextmanager
+    def in_pieces(self) -> Iterator[Pieces]:
+        """Instead of ``write``: the tensors' bytes in pieces, from several threads, in any order.
+
+        Raises:
+            ValueError: when the block ends, if they were not as many bytes as planned.
+            BadInput: the disk is full.
+        """
+        self._pending = iter(())
+        with self._needing_room():
+            pieces = Pieces(StraightFile(self._file, self._size), self._head_bytes, self._infos)
+            yield pieces
+            pieces.settle(self._size)
+        self._file.seek(0, os.SEEK_END)
+
     def restate(self, metadata: Mapping[str, str]) -> None:
         """Replace the metadata, once more is known than when the file was begun.
 
@@ -156,17 +174,22 @@ class TensorWriter:
     def _put(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         done = 0
-        try:
+        with self._needing_room():
             while done < len(view):
                 done += self._file.write(view[done:])
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise BadInput(self._no_room(f"({error.strerror})")) from error
         self._written += done
         if self._written - self._flushing >= WRITEBACK_BYTES:
             _start_writeback(self._file.fileno(), self._flushing, self._written - self._flushing)
             self._flushing = self._written
+
+    @contextlib.contextmanager
+    def _needing_room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise BadInput(self._no_room(f"({error.strerror})")) from error
 
     def _create(self) -> tuple[BinaryIO, Path]:
         try:
@@ -207,6 +230,30 @@ class TensorWriter:
         self._file.close()
         _sync_folder(self.path.parent)
         log.debug("wrote %s, %s", self.path.name, _megabytes(self._size))
+
+
+class Pieces:
+    """The tensors of a file in the making, to be written in pieces; ``TensorWriter.in_pieces`` makes it."""
+
+    def __init__(self, file: StraightFile, head_bytes: int, infos: Mapping[str, TensorInfo]) -> None:
+        self._file, self._head_bytes, self._infos = file, head_bytes, infos
+        self._lock, self._written = threading.Lock(), 0
+
+    def place(self, key: str) -> int:
+        """Where in the file the tensor ``key`` begins."""
+        return self._head_bytes + self._infos[key].start
+
+    def write(self, data: torch.Tensor, place: int) -> None:
+        """Write bytes (n,) at their place in the file; as ``StraightFile.write``."""
+        self._file.write(data, place)
+        with self._lock:
+            self._written += len(data)
+
+    def settle(self, size: int) -> None:
+        """All is written, and the file has ``size`` bytes."""
+        if self._written != size - self._head_bytes:
+            raise ValueError(f"{self._written} bytes were written, {size - self._head_bytes} were planned")
+        self._file.settle()
 
 
 def write_tensors(

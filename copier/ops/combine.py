@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from copier.algebra import arithmetic
 from copier.algebra.delta import LowRankDelta
@@ -13,7 +14,7 @@ from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.digests import described_inputs
-from copier.ops.lora_file import aligned, derived_metadata, read_lora, write_lora
+from copier.ops.lora_file import LoraFile, aligned, derived_metadata, read_lora, write_lora
 from copier.ops.report import (
     Digest,
     OperationReport,
@@ -123,7 +124,7 @@ def _combine(
     refuse_own_input(out, [path for path, _ in loras])
     check_weights(loras)
     with one_thread_each() as threads, described_inputs(loras, digest) as inputs:
-        sources = aligned([read_lora(path, device=device) for path, _ in loras])
+        sources = aligned(_read([path for path, _ in loras], device, threads))
         terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
         result = _exact(terms) if exact else _truncated(terms, rank, conv_rank, threads)
         files = inputs()
@@ -145,6 +146,11 @@ def _combine(
         residuals=result.residuals.modules,
         seconds=time.perf_counter() - started,
     )
+
+
+def _read(paths: Sequence[FilePath], device: str, threads: int) -> list[LoraFile]:
+    with ThreadPoolExecutor(threads, "read") as pool:
+        return list(pool.map(lambda path: read_lora(path, device=device), paths))
 
 
 def _exact(terms: Sequence[tuple[LoraWeights, float]]) -> Resized:

@@ -1,4 +1,4 @@
-"""Merges LoRAs into a checkpoint file, streamed: reading, computing and hashing run side by side."""
+"""Merges LoRAs into a checkpoint file in parts: reading, computing, writing and hashing run side by side."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from copier.algebra.merging import Change, add_changes, block_rows, matrix_of
-from copier.checkpoint.ahead import Buffers, in_thread
 from copier.checkpoint.block_weights import block_weights
 from copier.checkpoint.blocks import TEXT_PREFIXES, block_of, block_of_module
 from copier.checkpoint.dtypes import chosen_dtype, dtype_name, torch_dtype
@@ -22,8 +23,9 @@ from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import FLOATS, ITEM_BYTES, Header, TensorInfo
 from copier.checkpoint.reader import TensorReader
+from copier.checkpoint.straight import BLOCK, block_memory
 from copier.checkpoint.targets import Target
-from copier.checkpoint.writer import TensorWriter
+from copier.checkpoint.writer import Pieces, TensorWriter
 from copier.digest import file_digest
 from copier.errors import BadInput
 from copier.ops.digests import described_inputs
@@ -41,9 +43,11 @@ from copier.ops.threads import one_thread_each
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 
 PART_BYTES = 16 << 20
-"""Of a tensor, read and written at a time."""
-BUFFERS = 3
-"""Parts that may be in memory between reading and computing, and between computing and writing."""
+"""Written at a time, by each thread."""
+THREADS = 4
+"""That compute at most: by then the disk is what everything waits for."""
+WAITING = 2
+"""Threads beyond those, because so many wait for the disk at a time."""
 
 _UNKNOWN_DIGEST = "0" * 64
 
@@ -90,13 +94,12 @@ def merge(
 ) -> MergeReport:
     """Write the checkpoint with the sum of weight * LoRA added to its weights.
 
-    Some parts of 16 MB and one module of each LoRA are in memory at a time; a module that is no product of
-    two factors is multiplied out. Tensors that no
-    LoRA changes are copied byte for byte (with ``dtype`` fp16, bf16 or fp32 instead of "keep", all
-    floating tensors are cast); the others are computed in float32 on ``device`` and cast once. A
-    LoRA of weight 0 changes nothing. ``blocks`` has one text for all LoRAs or one for each, as
-    ``block_weights`` reads it: each module's weight is multiplied by that of its block.
-    ``observer`` hears of every tensor; ``cancel`` is asked between them.
+    Some parts of 16 MB and a module or two of each LoRA are in memory at a time; a module that is no product
+    of two factors is multiplied out. Tensors that no LoRA changes are copied byte for byte (with ``dtype``
+    fp16, bf16 or fp32 instead of "keep", all floating tensors are cast); the others are computed in float32
+    on ``device`` and cast once. A LoRA of weight 0 changes nothing. ``blocks`` has one text for all LoRAs or
+    one for each, as ``block_weights`` reads it: each module's weight is multiplied by that of its block.
+    ``observer`` hears of every part; ``cancel`` is asked between them.
 
     Raises:
         BadInput: no such file, another family, LoRA modules that match nothing or differ in shape
@@ -110,7 +113,7 @@ def merge(
     refuse_own_input(out, [checkpoint, *(path for path, _ in loras)])
     check_weights(loras)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_thread_each())
+        threads = stack.enter_context(one_thread_each())
         reader = stack.enter_context(TensorReader(checkpoint))
         opened = [(stack.enter_context(LoraReader(path)), weight) for path, weight in loras]
         nowhere = [_without_encoder(lora, reader.header) for lora, _ in opened]
@@ -121,7 +124,7 @@ def merge(
         files = tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in everything)
         plan = _plan(reader, dtype)
         with TensorWriter(out, plan, _metadata(reader, files, metadata), overwrite=overwrite) as writer:
-            _Merger(reader, additions, plan, device).write(writer, observer, cancel)
+            _Merger(reader, additions, plan, device).write(writer, threads, observer, cancel)
             files = hashes()
             writer.restate(_metadata(reader, files, metadata))
         merged = [one for several in additions.values() for one in several]
@@ -215,19 +218,43 @@ def _plan(reader: TensorReader, dtype: str) -> dict[str, tuple[str, tuple[int, .
 
 @dataclass(frozen=True)
 class _Part:
-    """Some bytes of a tensor, in a buffer of ``owner``."""
+    """Bytes ``start`` to ``end`` of a tensor of the source; what becomes of them has ``size`` bytes, from
+    ``offset`` on in its window."""
 
-    data: torch.Tensor
-    buffer: torch.Tensor
-    owner: Buffers
+    key: str
+    start: int
+    end: int
+    offset: int
+    size: int
 
-    def release(self) -> None:
-        """Its memory may be used again."""
-        self.owner.give(self.buffer)
+
+@dataclass(frozen=True)
+class _Window:
+    """Parts that follow each other in the new file; ``busy``: one of them has to be computed."""
+
+    parts: tuple[_Part, ...]
+    busy: bool
+
+    @property
+    def size(self) -> int:
+        """In the new file, in bytes."""
+        return self.parts[-1].offset + self.parts[-1].size
+
+
+class _Memory(threading.local):
+    """What a thread needs for one window, used again: fresh memory costs more than what is done in it."""
+
+    def __init__(self, source: int, window: int) -> None:
+        self.source = torch.empty(source, dtype=torch.uint8)
+        self._window = block_memory(window + BLOCK)
+
+    def window(self, place: int, size: int) -> torch.Tensor:
+        """Bytes (size,) whose address fits a place in a file."""
+        return self._window[place % BLOCK :][:size]
 
 
 class _Merger:
-    """Writes the tensors of a plan, part by part; reading and computing run ahead of it in threads."""
+    """Writes the tensors of a plan, window by window; several threads each read, compute and write one."""
 
     def __init__(
         self,
@@ -238,66 +265,102 @@ class _Merger:
     ) -> None:
         self._reader, self._additions, self._device = reader, additions, device
         self._dtypes = {key: name for key, (name, _) in plan.items()}
-        self._spans = {key: self._cut(key) for key in plan}
-        read = [max((end - start for start, end in cuts), default=0) for cuts in self._spans.values()]
-        computed = [size * self._growth(key) for key, size in zip(self._spans, read, strict=True)]
-        self._read = Buffers(BUFFERS, max(read, default=0))
-        self._computed = Buffers(BUFFERS, max(computed, default=0))
+        self._windows = _by_turns(list(self._cut(plan)))
+        parts = [part for window in self._windows for part in window.parts]
+        self._memory = _Memory(
+            max((part.end - part.start for part in parts), default=0),
+            max((window.size for window in self._windows), default=0),
+        )
+        self._lock = threading.Lock()
+        self._changes: dict[str, list[Change]] = {}
 
-    def write(self, writer: TensorWriter, observer: Observer, cancel: CancelToken | None) -> None:
+    def write(
+        self, writer: TensorWriter, threads: int, observer: Observer, cancel: CancelToken | None
+    ) -> None:
         """Give the writer every tensor."""
+        count = (min(threads, THREADS) if self._device == "cpu" else 1) + WAITING
         with (
-            in_thread(self._reading(), self._read) as read,
-            in_thread(self._computing(read), self._read, self._computed) as done,
+            writer.in_pieces() as pieces,
+            ThreadPoolExecutor(count, "merge", torch.set_num_threads, (1,)) as pool,
         ):
-            for number, (key, cuts) in enumerate(self._spans.items(), start=1):
-                if cancel is not None:
-                    cancel.check()
-                writer.write_raw(key, _bytes(next(done) for _ in cuts))
-                observer(ProgressEvent("merge", step=number, steps=len(self._spans)))
+            running = [pool.submit(self._make, window, pieces) for window in self._windows]
+            try:
+                for number, done in enumerate(as_completed(running), start=1):
+                    if cancel is not None:
+                        cancel.check()
+                    done.result()
+                    observer(ProgressEvent("merge", step=number, steps=len(running)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
-    def _cut(self, key: str) -> list[tuple[int, int]]:
+    def _cut(self, keys: Iterable[str]) -> Iterator[_Window]:
+        """The file, in windows of at most ``PART_BYTES`` unless a part has more."""
+        parts: list[_Part] = []
+        size, busy = 0, False
+        for key in keys:
+            for start, end in self._spans(key):
+                length = (end - start) // self._width(key) * ITEM_BYTES[self._dtypes[key]]
+                if parts and size + length > PART_BYTES:
+                    yield _Window(tuple(parts), busy)
+                    parts, size, busy = [], 0, False
+                parts.append(_Part(key, start, end, size, length))
+                size += length
+                busy = busy or not self._copied(key)
+        if parts:
+            yield _Window(tuple(parts), busy)
+
+    def _spans(self, key: str) -> list[tuple[int, int]]:
         """First and last byte (exclusive) of each part; a changed tensor has whole blocks of rows."""
-        info, step = self._reader.info(key), PART_BYTES // self._growth(key)
+        info, width = self._reader.info(key), self._width(key)
+        step = PART_BYTES // max(width, ITEM_BYTES[self._dtypes[key]]) * width
         if key in self._additions:
             columns = math.prod(info.shape[1:])
-            block = block_rows(columns) * columns * ITEM_BYTES[info.dtype]
+            block = block_rows(columns) * columns * width
             step = block * max(1, step // block)
         return [(start, min(start + step, info.nbytes)) for start in range(0, info.nbytes, step)]
 
-    def _growth(self, key: str) -> int:
-        return max(1, ITEM_BYTES[self._dtypes[key]] // ITEM_BYTES[self._reader.info(key).dtype])
+    def _width(self, key: str) -> int:
+        return ITEM_BYTES[self._reader.info(key).dtype]
 
-    def _reading(self) -> Iterator[_Part]:
-        for key, cuts in self._spans.items():
-            for start, end in cuts:
-                buffer = self._read.take()
-                part = buffer[: end - start]
-                self._reader.read_into(part.numpy().data, key, start)
-                yield _Part(part, buffer, self._read)
+    def _copied(self, key: str) -> bool:
+        return key not in self._additions and self._dtypes[key] == self._reader.info(key).dtype
 
-    def _computing(self, parts: Iterator[_Part]) -> Iterator[_Part]:
-        for key, cuts in self._spans.items():
-            changes = [self._change(addition) for addition in self._additions.get(key, [])]
-            copied = not changes and self._dtypes[key] == self._reader.info(key).dtype
-            for start, _ in cuts:
-                part = next(parts)
-                yield part if copied else self._changed(key, start, part, changes)
+    def _make(self, window: _Window, pieces: Pieces) -> None:
+        first = window.parts[0]
+        begin = first.start // self._width(first.key) * ITEM_BYTES[self._dtypes[first.key]]
+        place = pieces.place(first.key) + begin
+        whole = self._memory.window(place, window.size)
+        for part in window.parts:
+            target = whole[part.offset : part.offset + part.size]
+            if self._copied(part.key):
+                self._reader.read_into(target.numpy().data, part.key, part.start)
+            else:
+                self._compute(part, target)
+        pieces.write(whole, place)
 
-    def _changed(self, key: str, start: int, part: _Part, changes: Sequence[Change]) -> _Part:
-        """The part, which begins at the byte ``start`` of the tensor, with its changes, in the new dtype."""
-        info, dtype = self._reader.info(key), torch_dtype(self._dtypes[key])
+    def _compute(self, part: _Part, target: torch.Tensor) -> None:
+        """The part with its changes, in the new dtype."""
+        source = self._memory.source[: part.end - part.start]
+        self._reader.read_into(source.numpy().data, part.key, part.start)
+        info, dtype = self._reader.info(part.key), torch_dtype(self._dtypes[part.key])
+        changes = self._changes_of(part.key)
         columns = math.prod(info.shape[1:]) if changes else 1
-        weight = part.data.view(torch_dtype(info.dtype)).view(-1, columns).to(self._device)
-        buffer = self._computed.take()
-        result = buffer[: weight.numel() * dtype.itemsize].view(dtype).view(-1, columns)
-        out = result if result.device == weight.device else torch.empty_like(weight, dtype=dtype)
-        row = start // (ITEM_BYTES[info.dtype] * columns)
-        add_changes(weight, changes, out, first_row=row, name=key)
-        if out is not result:
-            result.copy_(out)
-        part.release()
-        return _Part(result.view(torch.uint8).view(-1), buffer, self._computed)
+        weight = source.view(torch_dtype(info.dtype)).view(-1, columns).to(self._device)
+        fits = weight.device == target.device and target.storage_offset() % dtype.itemsize == 0
+        out = target.view(dtype).view(weight.shape) if fits else torch.empty_like(weight, dtype=dtype)
+        row = part.start // (self._width(part.key) * columns)
+        add_changes(weight, changes, out, first_row=row, name=part.key)
+        if not fits:
+            target.copy_(out.view(-1).view(torch.uint8))
+
+    def _changes_of(self, key: str) -> list[Change]:
+        """What is added to a tensor; kept while its other parts, which are made next, want it too."""
+        with self._lock:
+            if key not in self._changes:
+                found = [self._change(addition) for addition in self._additions.get(key, [])]
+                self._changes = {key: found}
+            return self._changes[key]
 
     def _change(self, addition: _Addition) -> Change:
         rows = addition.target.rows
@@ -305,8 +368,9 @@ class _Merger:
         return Change(delta, addition.ratio, rows[0] if rows else 0)
 
 
-def _bytes(parts: Iterable[_Part]) -> Iterator[memoryview]:
-    """The bytes of each part, which is released when the next one is asked for."""
-    for part in parts:
-        yield part.data.numpy().data
-        part.release()
+def _by_turns(windows: Sequence[_Window]) -> list[_Window]:
+    """Busy windows and others in turn: so the disk writes copies while the processor computes."""
+    busy = [window for window in windows if window.busy]
+    copied = [window for window in windows if not window.busy]
+    turns = [(n / len(group), window) for group in (busy, copied) for n, window in enumerate(group)]
+    return [window for _, window in sorted(turns, key=lambda turn: turn[0])]

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from copier.app.jobs import JobState
+from copier.app.names import folder_name
 from copier.app.ports import allowed_path
 from copier.captioning import Captioner, Policy, tags_of
 from copier.errors import BadInput
@@ -17,7 +18,7 @@ from copier.ui import pieces, words
 from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.parts import Parts, Stoppable
-from copier.ui.request_form import decimal, folder_name
+from copier.ui.request_form import decimal
 
 KEPT = {
     "Everything": Policy.ALL,

@@ -148,8 +148,15 @@ def gallery(*, label: str, elem_id: str, columns: int) -> Any:
     )
 
 
-def launch(blocks: Blocks, *, host: str, port: int) -> str:
-    """Serve the page in a thread; its address. No file is served but what gradio itself put into its folder.
+def launch(
+    blocks: Blocks, *, host: str, port: int, accounts: Sequence[tuple[str, str]] = ()
+) -> tuple[str, Any]:
+    """Serve the page in a thread; its address, and the FastAPI application that serves it.
+
+    No file is served but what gradio itself put into its folder.
+
+    Args:
+        accounts: names and passwords, one of which is asked for; empty: nobody is asked.
 
     Raises:
         OSError: the port is taken.
@@ -163,11 +170,12 @@ def launch(blocks: Blocks, *, host: str, port: int) -> str:
         show_api=False,
         share=False,
         inbrowser=False,
+        auth=list(accounts) or None,
     )
     if MAJOR < 4:
         # It would serve whatever lies in the folder that the program was started in.
         blocks.server_app.cwd = blocks.server_app.uploaded_file_dir
-    return str(blocks.local_url)
+    return str(blocks.local_url), blocks.server_app
 
 
 def close(blocks: Blocks) -> None:
