@@ -289,6 +289,15 @@ def test_the_page_fits_in_both_themes_and_widths(opened: Open, width: int, theme
         }"""
     )
     assert abs(_lightness(ink) - _lightness(ground)) > 0.5
+    # While an answer is awaited gradio gives the text this class; it must not pale, once a second.
+    pale = tab.page.evaluate(
+        """() => {
+            const one = document.querySelector('#copier_run__status [data-live]');
+            one.classList.add('pending');
+            return getComputedStyle(one).opacity;
+        }"""
+    )
+    assert pale == "1"
 
 
 def _lightness(colour: str) -> float:
