@@ -50,7 +50,8 @@
     }
 
     function settled() {
-        const live = [...root().querySelectorAll("#copier_tab [data-live]")].map((one) => one.dataset.live).join();
+        const live = [...root().querySelectorAll("#copier_tab [data-live]")]
+            .map((one) => one.dataset.live + (one.dataset.other || "")).join();
         if (live !== wasLive) { wasLive = live; scheduleCheck(); }
     }
 

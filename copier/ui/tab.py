@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.blocks import Blocks
 
 from copier.codec import builtin_recipes
-from copier.errors import CopierError
+from copier.errors import CopierError, NotInstalled
 from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
@@ -21,7 +21,7 @@ from copier.ui.leaves import elem_id
 from copier.ui.link_values import Links
 from copier.ui.links import wire_links
 from copier.ui.original import OriginalSection
-from copier.ui.parts import Parts, paths, saying
+from copier.ui.parts import Parts, saying
 from copier.ui.recipe_form import Problem
 from copier.ui.recipe_section import RecipeSection
 from copier.ui.request_form import OWN_EDIT, OWN_VAE, Pictures, Wanted, wanted
@@ -70,8 +70,10 @@ class Tab:
     def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, Wanted]:
         """The run that the form asks for now, with every problem in it."""
         recipe, stage, problems = self.recipe.read(data)
-        pictures = Pictures(paths(data.get(self.original.originals)), paths(data.get(self.edited.edited)))
         parts = self.parts
+        pictures = Pictures(
+            parts.pictures(data.get(self.original.originals)), parts.pictures(data.get(self.edited.edited))
+        )
         found = wanted(self.form.answers(data), recipe, pictures, parts.host, parts.settings, self.edits)
         if problems:
             found = Wanted(None, problems=(*problems, *found.problems))
@@ -84,6 +86,8 @@ class Tab:
         if found.request is not None:
             try:
                 expected = self._expected(found)
+            except NotInstalled as error:
+                problems = (Problem("run.start", f"{error}. In this tab: Setup, 'Install or repair'"),)
             except CopierError as error:
                 problems = (Problem("run.start", str(error)),)
         busy, ready = self.parts.jobs.current() is not None, not problems
@@ -122,7 +126,12 @@ class Tab:
         """What is new, in all sections."""
         answer = dict(self.run.observe(data))
         sent = answer[self.run.sent]
-        return {**answer, **self.tools.seen(data, sent), **self.setup.seen(data, sent)}
+        return {
+            **answer,
+            **self.original.seen(data, sent),
+            **self.tools.seen(data, sent),
+            **self.setup.seen(data, sent),
+        }
 
     def reuse(self, data: Mapping[Any, Any]) -> Answer:
         """The settings and pictures of an earlier run, in the form again."""
@@ -142,7 +151,7 @@ class Tab:
                 else:
                     answer |= {
                         self.original.originals: kept,
-                        self.original.view: pieces.originals(paths(kept)),
+                        self.original.view: pieces.originals(self.parts.pictures(kept)),
                     }
             elif isinstance(source, Edit):
                 answer |= self._edit_again(source)
@@ -161,6 +170,7 @@ class Tab:
             **self.original.lists(),
             **self.tools.lists(),
             **self.run.result.lists(),
+            **self.recipe.captions.lists(),
             **self._vaes(),
         }
 
@@ -276,6 +286,15 @@ def _wire_recipe(tab: Tab) -> None:
     )
     for component, event, handler in events:
         listen(component, event, saying(handler, recipe.said), form, outputs)
+    captions = recipe.captions
+
+    def captioned(data: Mapping[Any, Any]) -> Answer:
+        return recipe.captioned(data, tab.original.originals)
+
+    told = {captions.found, captions.said, tab.form["run.captions"]}
+    listen(captions.write, "click", saying(captioned, captions.said), form | tab.form.under("captions"),
+           recipe.outputs() | told, busy=True)  # fmt: skip
+    listen(captions.stop, "click", _quietly(captions.captioning.stop), (), (), queued=False)
 
 
 def _wire_run(tab: Tab) -> None:
@@ -291,8 +310,8 @@ def _wire_run(tab: Tab) -> None:
     for i, one in enumerate(run.offers):
         again = saying(functools.partial(_again, run, i), run.said)
         listen(one, "click", again, {run.watched}, {run.watched, run.said})
-    watching = {run.watched, run.sent, tab.tools.job, tab.setup.job}
-    seen = run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+    watching = {run.watched, run.sent, tab.original.checkpoint, tab.tools.job, tab.setup.job}
+    seen = run.outputs() | {tab.original.line} | tab.tools.outputs() | tab.setup.outputs()
     listen(run.poll, "click", _logged(tab.observe), watching, seen, queued=False)
     result = tab.form.under("result") | {run.result.shown}
     put = {run.result.said, run.result.use, run.result.installed_as}
@@ -316,6 +335,7 @@ def _wire_history(tab: Tab) -> None:
 
     listen(history.open, "click", saying(show, history.said), fields, {run.watched, history.said})
     listen(history.compare, "click", saying(history.compared, history.said), fields, {history.said})
+    listen(tab.form["history.job"], "input", saying(history.weighed, history.said), fields, {history.said})
     listen(history.delete, "click", saying(history.removed, history.said), fields,
            {history.said, tab.form["history.job"]})  # fmt: skip
     outputs = {history.said, tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit,
@@ -340,7 +360,8 @@ def _wire_tools(tab: Tab) -> None:
     listen(setup.stop, "click", saying(setup.stopped, setup.said), {setup.job}, {setup.said}, queued=False)
     listen(setup.prune, "click", saying(setup.cut, setup.pruned), settings, {setup.pruned, setup.cache})
     listen(tab.setup_tab, "select", saying(setup.shown, setup.said), (), shown)
-    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"]}
+    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"],
+              tab.form["captions.by"]}  # fmt: skip
     listen(tab.run.opened, "click", _logged(tab.opened), (), opened, queued=False)
 
 
