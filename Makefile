@@ -7,6 +7,7 @@ TORCH ?= -r requirements/torch.txt
 
 # Tests that run at a time.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+MEASURED := tests/method/test_method.py
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
@@ -43,10 +44,10 @@ lint: $(STAMP_TEST) ## ruff on everything, mypy (strict) on layers 0 to 4
 	@$(PY) -m mypy
 
 pytest: $(STAMP_TEST) ## the test suite
-	@echo "== pytest: trainings that are measured, with all cores each"
-	@$(PY) -m pytest -q tests/method
+	@echo "== pytest: trainings that are measured, with all cores"
+	@$(PY) -m pytest -q $(MEASURED)
 	@echo "== pytest: everything else, side by side"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore tests/method
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore $(MEASURED)
 
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
 	@JOBS=$(JOBS) sh tests/host310/run.sh "$(PY)"
