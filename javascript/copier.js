@@ -4,7 +4,7 @@
     if (window.copierTab) return;
     window.copierTab = true;
 
-    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 4000, AGAIN = 1500;
+    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 4000, AGAIN = 1500, GRACE = 1500, LONGEST = 120000;
     let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false, probing = false;
 
     const root = () => {
@@ -16,11 +16,12 @@
     const inTab = (node) => Boolean(node && node.closest && node.closest("#copier_tab"));
     const visible = (node) => Boolean(node && node.offsetParent !== null);
 
-    const pulse = () => {
-        const one = root().querySelector("#copier_run__pulse .copier-pulse");
+    const counted = (id) => {
+        const one = root().querySelector("#" + id + " .copier-pulse");
         return one ? one.dataset.count : "";
     };
-    let heard = "";
+    const pulse = () => counted("copier_run__pulse");
+    let heard = "", checkingSince = 0, checkHeard = "", filesSince = 0;
 
     function tick() {
         const tab = find("copier_tab");
@@ -29,7 +30,7 @@
         const now = Date.now();
         if (waitingSince && pulse() !== heard) { waitingSince = 0; heard = pulse(); settled(); }
         if (overdue()) return probe();
-        if (waitingSince) return;
+        if (waitingSince || uploading()) return;
         const live = root().querySelector('#copier_tab [data-live="1"]');
         if (now - lastPoll < (live ? FAST : SLOW)) return;
         heard = pulse();
@@ -66,7 +67,51 @@
 
     function scheduleCheck() {
         clearTimeout(checkTimer);
-        checkTimer = setTimeout(() => overdue() ? scheduleCheck() : press("copier_run__check"), SETTLE);
+        checkTimer = setTimeout(() => overdue() || uploading() ? scheduleCheck() : check(), SETTLE);
+    }
+
+    function check() {
+        checkHeard = counted("copier_run__checked");
+        if (press("copier_run__check")) checkingSince = Date.now();
+    }
+
+    // gradio 3 forgets a file that it sends when any answer arrives meanwhile, and says "Uploading..." for
+    // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived.
+    function awaited() {
+        if (counted("copier_run__checked") !== checkHeard) checkingSince = 0;
+        const recent = (since) => since && Date.now() - since < OVERDUE;
+        return Boolean(recent(checkingSince) || (recent(waitingSince) && pulse() === heard));
+    }
+
+    function uploading() {
+        const took = Date.now() - filesSince;
+        if (took < GRACE) return true;
+        const rows = [...root().querySelectorAll("#copier_tab td.download")];
+        return took < LONGEST && rows.some((row) => !row.querySelector("a"));
+    }
+
+    function holdFiles(event) {
+        const target = event.composedPath ? event.composedPath()[0] : event.target;
+        const given = event.type === "drop" ? event.dataTransfer : target;
+        if (!inTab(target) || !given || !given.files || !given.files.length) return;
+        filesSince = Date.now();
+        if (event.copierHeld || !awaited()) return;
+        event.stopImmediatePropagation();
+        event.preventDefault();
+        const kept = new DataTransfer();
+        for (const file of given.files) kept.items.add(file);
+        passFiles(event.type, target, kept);
+    }
+
+    function passFiles(type, target, kept) {
+        filesSince = Date.now();
+        if (awaited()) return setTimeout(() => passFiles(type, target, kept), 50);
+        const again = type === "drop"
+            ? new DragEvent(type, {bubbles: true, cancelable: true, dataTransfer: kept})
+            : new Event(type, {bubbles: true});
+        again.copierHeld = true;
+        if (type !== "drop") target.files = kept.files;
+        target.dispatchEvent(again);
     }
 
     function soon() { lastPoll = 0; waitingSince = 0; }
@@ -157,6 +202,7 @@
     }
 
     document.addEventListener("keydown", keys);
+    for (const type of ["change", "drop"]) document.addEventListener(type, holdFiles, true);
     document.addEventListener("input", swipe, true);
     for (const type of ["input", "change", "focusout", "click", "drop"]) {
         document.addEventListener(type, changed, true);

@@ -62,6 +62,7 @@ class RunSection:
                 self.check = small_button("run.check", "Check", min_width=80)
                 self.opened = small_button("run.opened", "Lists", min_width=80)
             self.pulse = html("run.pulse")
+            self.checked = html("run.checked")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -96,6 +97,7 @@ class Tab:
             self.run.start: gr.update(interactive=ready and not busy),
             self.run.queue: gr.update(interactive=ready),
             self.run.estimate: expected,
+            self.run.checked: str(pieces.pulse(time.monotonic_ns())),
             **self.recipe.visibility(recipe, stage),
         }
 
@@ -218,7 +220,7 @@ def _wire(tab: Tab) -> None:
 
 def _check_outputs(tab: Tab) -> set[Any]:
     run, fields = tab.run, tab.recipe.outputs() & set(tab.form.fields.values())
-    return {run.problems, run.start, run.queue, run.estimate, *fields}
+    return {run.problems, run.start, run.queue, run.estimate, run.checked, *fields}
 
 
 def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:

@@ -128,6 +128,22 @@ def test_own_pictures_are_compared_before_anything_is_trained(opened: Open, tmp_
     tab.is_ready()
 
 
+def test_a_file_that_takes_long_to_send_arrives_though_the_page_asks_meanwhile(
+    opened: Open, tmp_path: Path
+) -> None:
+    """On gradio 3 an answer that came meanwhile made it forget the file."""
+    noise = random.Random(1).randbytes(640 * 640 * 3)
+    Image.frombytes("RGB", (640, 640), noise).save(tmp_path / "large.png")
+    tab = opened()
+    tab.section("Drop one in")
+    line = tab.page.context.new_cdp_session(tab.page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 600_000}
+    line.send("Network.emulateNetworkConditions", slow)
+    tab.fill("train__training__steps", "123")  # which has the form checked in half a second
+    tab.drop("original__files", tmp_path / "large.png")
+    tab.says("original__view", "large.png")
+
+
 def test_a_wrong_value_is_said_beside_its_field_and_nothing_starts(
     program: Program, opened: Open, picture: Path
 ) -> None:
