@@ -66,6 +66,12 @@ class PlainHost:
         return {}
 
 
+def held(component: Any) -> Any:
+    """What a handler is given of a component of a fresh page; what the page itself keeps is JSON there."""
+    value = getattr(component, "value", None)
+    return component.preprocess(value) if "preprocess" in vars(component) else value
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> PlainHost:
     return PlainHost(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from copier.ui import words
 from copier.ui.parts import Parts
 from copier.ui.recipe_form import with_caption_files
 from copier.ui.tab import Tab
+from tests.ui.conftest import held
 
 Heard = list[tuple[Path, ...]]
 
@@ -48,9 +48,7 @@ def tab(host: Any, settings: Any) -> Tab:
 
 def given(tab: Tab, pictures: tuple[Path, ...], **more: Any) -> dict[Any, Any]:
     """What a page sends: its fields as they are, those pictures, and more fields by their last name."""
-    data = {one: getattr(one, "value", None) for one in tab.whole_form}
-    data[tab.recipe.state] = json.loads(tab.recipe.state.value)
-    data |= {one: one.value for one in tab.form.under("captions")}
+    data = {one: held(one) for one in tab.whole_form | tab.form.under("captions")}
     kept = [str(keep_picture(one, tab.parts.settings)) for one in pictures]
     data[tab.original.originals] = kept
     return data | {tab.form[f"captions.{name}"]: value for name, value in more.items()}

@@ -14,6 +14,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: make test-ui runs
 import gradio as gr
 
 from copier.app.jobs import JobService
+from copier.app.pair_preview import keep_picture
 from copier.app.settings import Settings
 from copier.codec import builtin_recipes, recipe_to_json
 from copier.errors import BadPicture
@@ -23,6 +24,7 @@ from copier.ui.link_values import A, Arrival, B, Links, Received
 from copier.ui.parts import Parts
 from copier.ui.request_form import OWN_EDIT
 from copier.ui.tab import build_tab
+from tests.ui.conftest import held
 
 RECIPE = builtin_recipes()["copier-quick"]
 
@@ -58,7 +60,7 @@ class Wired:
     def click(self, button: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """What the handler answers; components without a value keep their first one."""
         handler, inputs, outputs, _ = self.calls[button]
-        answer = dict(handler(*(values.get(one, getattr(one, "value", None)) for one in inputs)))
+        answer = dict(handler(*(values.get(one, held(one)) for one in inputs)))
         assert set(answer) <= outputs, "an answer for what is no output"
         return answer
 
@@ -69,26 +71,32 @@ def parts(host: Any, settings: Settings) -> Parts:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Path:
+def other(tmp_path: Path, settings: Settings) -> Path:
     Image.new("RGB", (128, 128), "gray").save(tmp_path / "b.png")
-    return tmp_path / "b.png"
+    return keep_picture(tmp_path / "b.png", settings)
+
+
+@pytest.fixture
+def kept(picture: Path, settings: Settings) -> Path:
+    """The picture in the data folder: a page can name no other."""
+    return keep_picture(picture, settings)
 
 
 def test_a_picture_becomes_the_original_with_its_prompt_and_recipe(
-    parts: Parts, picture: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
     def received(gallery: Any, texts: Any, index: int) -> Received:
         asked.append((gallery, texts, index))
         recipe = json.dumps(recipe_to_json(RECIPE))
-        return Received(picture, {"original.prompt": "a cat", "unknown.path": 1}, recipe)
+        return Received(kept, {"original.prompt": "a cat", "unknown.path": 1}, recipe)
 
     wired = Wired(parts, received, monkeypatch)
     tab = wired.tab
     answer = wired.click(wired.a, {wired.gallery: "pictures", wired.texts: "texts", wired.a: 2})
     assert asked == [("pictures", "texts", 2)]
-    assert answer[tab.original.originals] == [str(picture)]
+    assert answer[tab.original.originals] == [str(kept)]
     assert answer[tab.form["original.prompt"]]["value"] == "a cat"
     assert answer[tab.recipe.state]["recipe"] == recipe_to_json(RECIPE)
     assert "data:image" in answer[tab.edited.view], "the pair is shown"
@@ -97,11 +105,11 @@ def test_a_picture_becomes_the_original_with_its_prompt_and_recipe(
 
 
 def test_a_picture_becomes_the_edited_one_beside_the_original(
-    parts: Parts, picture: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, kept: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wired = Wired(parts, lambda *_: Received(other, {"original.prompt": "not taken"}), monkeypatch)
     tab = wired.tab
-    answer = wired.click(wired.b, {wired.b: "🅱️", tab.original.originals: [str(picture)]})
+    answer = wired.click(wired.b, {wired.b: "🅱️", tab.original.originals: [str(kept)]})
     assert answer[tab.edited.edited] == [str(other)]
     assert answer[tab.edited.edit]["value"] == OWN_EDIT
     assert answer[tab.edited.view].count("data:image") >= 2
@@ -123,11 +131,11 @@ def test_what_cannot_be_taken_is_said_where_it_would_have_come(
     assert "no picture in the gallery" in answer[place]
 
 
-def test_a_goes_to_inpainting(parts: Parts, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_goes_to_inpainting(parts: Parts, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wired = Wired(parts, None, monkeypatch)
     original = wired.tab.original
     assert original.to_inpaint.visible
-    answer = wired.click(original.to_inpaint, {original.originals: [str(picture)]})
+    answer = wired.click(original.to_inpaint, {original.originals: [str(kept)]})
     assert answer[wired.inpaint].size == (128, 128)
     assert "switch_to_inpaint" in wired.calls[original.to_inpaint][3]
     assert "no original yet" in wired.click(original.to_inpaint, {})[original.said]

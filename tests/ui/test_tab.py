@@ -23,6 +23,7 @@ from copier.ui.recipe_form import LEAVES
 from copier.ui.run_section import change_words
 from copier.ui.tab import Tab, build_tab
 from copier.ui.visible_texts import visible_texts
+from tests.ui.conftest import held
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -93,16 +94,6 @@ def test_ids_are_unique_and_ours(components: list[dict[str, Any]]) -> None:
 
 def test_nothing_is_kept_in_the_hosts_ui_config(parts: Parts) -> None:
     assert all(block.do_not_save_to_config for block in build_tab(parts).blocks.values())
-
-
-def held(component: Any) -> Any:
-    """What a handler is given of a component of a fresh page."""
-    value = getattr(component, "value", None)
-    kept = str(getattr(component, "elem_id", "")) in KEPT
-    return component.preprocess(value) if kept else value
-
-
-KEPT = ("copier_recipe__state", "copier_original__originals", "copier_edited__edited")
 
 
 def test_a_page_keeps_its_values_itself_and_junk_counts_as_nothing(parts: Parts) -> None:
