@@ -110,10 +110,37 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             "Base in fp8", "Frozen weights in half the memory, less exact; fp16 or bf16; sd-scripts only."
         ),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
-        "masked_loss": Field(
-            "Masked loss", "The alpha channel says where the loss counts; none: all; sd-scripts only."
+        "masked_loss": Field("Masked loss", "The alpha channel says where the loss counts; none: all."),
+        "pair_mask": Field("Mask by the pair", "The loss counts only where A and B differ."),
+        "mask_margin": Field(
+            "Margin of the mask", "How far beyond the changed pixels it reaches.", 0, 512, unit="px"
         ),
+        "target": Field(
+            "Target",
+            "noise: that of the pictures; pair: B at weight +1, A at -1; semantic: on A towards B. "
+            "The last two: builtin only.",
+        ),
+        "eta": Field("Strength towards B", "eta in noise + eta (A - B), for the target semantic.", 0, 20),
         "seed": SEED,
+    },
+    "ConceptSpec": {
+        "action": Field(
+            "Concept",
+            "erase, enhance or move what a prompt names, without pictures; none: train on pictures. "
+            "Builtin only.",
+        ),
+        "target": Field("Prompt that changes", "What is asked for, and will be drawn differently."),
+        "positive": Field(
+            "Prompt of the concept",
+            "What is taken away or added; move: what is drawn instead. Empty: the prompt that changes.",
+        ),
+        "neutral": Field("Neutral prompt", "What the prompt that changes is drawn as without the concept."),
+        "contexts": Field(
+            "Contexts", "Frames for the prompts, as in {} on white background; one at every step.", shortest=1
+        ),
+        "guidance": Field("Strength", "How far beyond the neutral prompt: eta of ESD.", 0, 20),
+        "sampling_steps": Field("Steps of drawing", "DDIM steps of the latents that are trained on.", 2, 150),
+        "drawing_guidance": Field("Guidance of drawing", "CFG of the latents that are trained on.", 1, 30),
     },
     "RankPolicy": {
         "method": Field(
@@ -146,16 +173,21 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     },
     "TrainStage": {
         "name": _NAME,
-        "pictures": _structure("Pictures", "The set of pictures that is trained on.", 1),
+        "pictures": _structure("Pictures", "The set of pictures that is trained on; none for a concept."),
         "base": _structure("Base LoRAs", "LoRAs merged into the checkpoint before training."),
         "start": _structure("Start from", "Stage whose LoRA training starts from, or nothing."),
         "check_every": Field(
             "Check every",
-            "End when the gate holds for what was saved; 0: train all steps; sd-scripts only.",
+            "End when the gate holds for what was trained so far; 0: train all steps.",
             0,
             1_000_000,
             unit="steps",
         ),
+        "check_pictures": Field(
+            "Pictures of a check", "Drawn at each check, with other seeds; 0: those of the gate.", 0, 1000
+        ),
+        "check_sampling_steps": Field("Sampling steps of a check", "0: those of the gate.", 0, 150),
+        "concept": _structure("Concept", "What is changed by text alone."),
         "training": _structure("Training", "How it is trained."),
     },
     "GateStage": {
@@ -208,7 +240,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "title": _structure("Title", "What a list shows.", 1),
         "explanation": _structure("Explanation", "One line: what it is good for."),
         "trainer": Field("Trainer", "builtin or sd-scripts.", level=Level.ADVANCED),
-        "pictures": _structure("Pictures", "The sets of pictures that a run is given.", 1),
+        "pictures": _structure("Pictures", "The sets of pictures that a run is given, if any."),
         "stages": _structure("Stages", "In an order in which they can run.", 1),
         "result": _structure("Result", "The stage whose LoRA is the outcome.", 1),
     },

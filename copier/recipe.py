@@ -48,6 +48,28 @@ class LossWeighting(str, Enum):
     DEBIASED = "debiased"
 
 
+class Target(str, Enum):
+    """What a training on pictures should predict (``copier.training.objectives`` has the formulas).
+
+    ``noise``: the noise of its pictures, the ordinary training. ``pair``: that of the changed picture at
+    weight +1 and that of its original at -1, as image sliders do (Gandikota et al. 2023, arXiv 2311.12092).
+    ``semantic``: on the original noise + eta (A - B), as PairEdit does (Lu et al. 2025, arXiv 2506.07992).
+    """
+
+    NOISE = "noise"
+    PAIR = "pair"
+    SEMANTIC = "semantic"
+
+
+class ConceptAction(str, Enum):
+    """What a training by text alone does to a concept; ``none``: it is one on pictures."""
+
+    NONE = "none"
+    ERASE = "erase"
+    ENHANCE = "enhance"
+    MOVE = "move"
+
+
 class Precision(str, Enum):
     """Number format of the frozen weights; the LoRA itself is always trained in float32."""
 
@@ -142,6 +164,10 @@ class TrainingSpec(Spec):
     fp8_base: bool = False
     gradient_checkpointing: bool = False
     masked_loss: bool = False
+    pair_mask: bool = False
+    mask_margin: int = 8
+    target: Target = Target.NOISE
+    eta: float = 1.0
     seed: int = 1
 
     def _check(self) -> None:
@@ -159,15 +185,39 @@ class TrainingSpec(Spec):
             )
         if self.fp8_base and self.precision is Precision.FP32:
             raise BadInput("fp8_base is for a precision of fp16 or bf16, but it is fp32: first set that one")
+        if self.masked_loss and self.pair_mask:
+            raise BadInput(
+                "masked_loss and pair_mask are both set: choose the pictures' own masks, or what differs "
+                "between the pictures of a pair"
+            )
         for argument in self.optimiser_arguments:
             _check_argument(argument)
 
     @property
+    def masked(self) -> bool:
+        """Whether the loss counts by a mask, whatever it is made of."""
+        return self.masked_loss or self.pair_mask
+
+    @property
+    def of_pairs(self) -> tuple[str, ...]:
+        """The fields that ask for the originals of the pictures that are trained on."""
+        wanted = {"pair_mask": self.pair_mask, "target": self.target is not Target.NOISE}
+        return tuple(name for name, asked in wanted.items() if asked)
+
+    def other_than_default(self, *names: str) -> tuple[str, ...]:
+        """Those of the fields ``names`` whose values are not the default ones."""
+        default = TrainingSpec()
+        return tuple(name for name in names if getattr(self, name) != getattr(default, name))
+
+    @property
     def of_sd_scripts_only(self) -> tuple[str, ...]:
         """The fields, among those that differ from their default, that the builtin trainer does not have."""
-        default = TrainingSpec()
-        only = ("optimiser_arguments", "fp8_base", "masked_loss")
-        return tuple(name for name in only if getattr(self, name) != getattr(default, name))
+        return self.other_than_default("optimiser_arguments", "fp8_base")
+
+    @property
+    def of_builtin_only(self) -> tuple[str, ...]:
+        """The fields, among those that differ from their default, that sd-scripts does not have."""
+        return self.other_than_default("target")
 
 
 def _check_argument(argument: str) -> None:
@@ -186,6 +236,63 @@ def _check_argument(argument: str) -> None:
         )
     if name in _OWN_ARGUMENTS:
         raise BadInput(f"the optimiser's argument {argument!r} is a field: set {_OWN_ARGUMENTS[name]}")
+
+
+CONTEXT_PLACE = "{}"
+"""Where a context has the concept's prompt."""
+
+OF_PICTURES = ("captions", "masked_loss", "pair_mask", "target", "noise_offset", "text_encoder")
+"""Fields of a training that mean nothing where it is by text alone."""
+
+
+@dataclass(frozen=True)
+class ConceptSpec(Spec):
+    """A concept that a training changes by its prompts alone, on the checkpoint's own predictions.
+
+    ``copier.training.concept`` has the formulas, which are those of ESD (Gandikota et al. 2023, arXiv
+    2303.07345) and LECO. ``contexts`` are frames for the prompts, another one at every step.
+    """
+
+    action: ConceptAction = ConceptAction.NONE
+    target: str = ""
+    positive: str = ""
+    neutral: str = ""
+    contexts: tuple[str, ...] = (CONTEXT_PLACE,)
+    guidance: float = 1.0
+    sampling_steps: int = 20
+    drawing_guidance: float = 3.0
+
+    def _check(self) -> None:
+        for context in self.contexts:
+            if context.count(CONTEXT_PLACE) != 1:
+                raise BadInput(
+                    f"the context {context!r} must have {CONTEXT_PLACE} once, where the concept's prompt "
+                    "goes, as in '{} on white background'"
+                )
+        if self.by_text and not self.leading:
+            raise BadInput(
+                f"there is no prompt of a concept to {self.action.value}: set concept.target, or "
+                "concept.positive"
+            )
+        if self.action is ConceptAction.MOVE and self.target == self.leading:
+            raise BadInput(
+                f"the concept {self.target!r} is to be moved to itself: set target to what is asked for, and "
+                "positive to what is drawn instead"
+            )
+
+    @property
+    def by_text(self) -> bool:
+        """Whether the training is by text alone."""
+        return self.action is not ConceptAction.NONE
+
+    @property
+    def leading(self) -> str:
+        """The prompt whose concept is added or taken away: ``positive``, or without one ``target``."""
+        return self.positive or self.target
+
+    def in_contexts(self, prompt: str) -> tuple[str, ...]:
+        """``prompt`` in each of the contexts."""
+        return tuple(context.replace(CONTEXT_PLACE, prompt).strip() for context in self.contexts)
 
 
 @dataclass(frozen=True)
@@ -248,14 +355,45 @@ class FileStage(Spec):
 
 @dataclass(frozen=True)
 class TrainStage(Spec):
-    """Train a LoRA on a set of pictures."""
+    """Train a LoRA on a set of pictures, or on a concept's prompts alone.
+
+    ``check_pictures`` and ``check_sampling_steps`` are what a check on the way draws, 0 as the gate does.
+    """
 
     name: str
-    pictures: str
+    pictures: str = ""
     base: tuple[BaseLora, ...] = ()
     start: str = ""
     training: TrainingSpec = TrainingSpec()
     check_every: int = 0
+    check_pictures: int = 0
+    check_sampling_steps: int = 0
+    concept: ConceptSpec = ConceptSpec()
+
+    def _check(self) -> None:
+        if not self.concept.by_text:
+            if not self.pictures:
+                raise BadInput(
+                    f"the training {self.name!r} has neither pictures nor a concept: name a set of pictures, "
+                    "or set concept.action"
+                )
+            return
+        if self.pictures:
+            raise BadInput(
+                f"the training {self.name!r} is to {self.concept.action.value} a concept by text alone, but "
+                f"has the pictures {self.pictures!r}: leave one of the two out"
+            )
+        names = self.training.other_than_default(*OF_PICTURES)
+        if names:
+            raise BadInput(
+                f"the training {self.name!r} is by text alone and sets {', '.join(names)}, which "
+                "means nothing without pictures: leave it out"
+            )
+        if not self.training.resolution:
+            raise BadInput(
+                f"the training {self.name!r} is by text alone and has the resolution 0, the pictures' own: "
+                "set the side in pixels that it draws"
+            )
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -431,6 +569,12 @@ class Recipe(Spec):
         for stage in self.trainings():
             if stage.check_every:
                 self.gate_of(stage)
+            if stage.training.of_pairs and not self.original_of(stage.pictures):
+                raise BadInput(
+                    f"the training {stage.name!r} sets {', '.join(stage.training.of_pairs)}, which needs "
+                    f"both pictures of a pair, but {stage.pictures!r} are originals: set it for a training "
+                    "on a changed set only"
+                )
 
     def gate_of(self, stage: TrainStage) -> GateStage:
         """The gate by which a training ends early: on its LoRA, and on what it is trained on.
@@ -448,12 +592,18 @@ class Recipe(Spec):
         )
 
     def _check_trainer(self) -> None:
-        for stage in self.trainings() if self.trainer is Trainer.BUILTIN else ():
-            names = (*stage.training.of_sd_scripts_only, *(("check_every",) if stage.check_every else ()))
+        for stage in self.trainings():
+            if self.trainer is Trainer.BUILTIN:
+                names, has_not = stage.training.of_sd_scripts_only, "the builtin trainer does not have"
+                other = "sd-scripts (trainer=sd-scripts)"
+            else:
+                names, has_not = stage.training.of_builtin_only, "sd-scripts does not have"
+                names += ("concept",) if stage.concept.by_text else ()
+                other = "the builtin trainer (trainer=builtin)"
             if names:
                 raise BadInput(
-                    f"the training {stage.name!r} sets {', '.join(names)}, which the builtin trainer "
-                    "does not have: leave it out, or train with sd-scripts (trainer=sd-scripts)"
+                    f"the training {stage.name!r} sets {', '.join(names)}, which {has_not}: leave it out, or "
+                    f"train with {other}"
                 )
 
     def _check_pictures(self) -> None:
@@ -473,6 +623,8 @@ class Recipe(Spec):
             if not one.of:
                 originals.add(one.name)
         for stage in self.stages:
+            if isinstance(stage, TrainStage) and stage.concept.by_text:
+                continue
             if isinstance(stage, (TrainStage, GateStage)) and stage.pictures not in names:
                 raise UnknownName(f"set of pictures (needed by {stage.name!r})", stage.pictures, names)
             changed, what = names - originals, f"changed set of pictures (needed by {stage.name!r})"
@@ -492,6 +644,8 @@ class Recipe(Spec):
         trained = {text for caption in captions for text in caption.texts}
         if any(caption.policy is CaptionPolicy.EMPTY for caption in captions):
             trained.add("")
+        for one in (stage.concept for stage in self.trainings() if stage.concept.by_text):
+            trained.update(text for prompt in (one.target, one.leading) for text in one.in_contexts(prompt))
         for stage in self.stages:
             for prompt in stage.prompts if isinstance(stage, (GateStage, EvaluateStage)) else ():
                 if prompt in trained:
@@ -513,7 +667,7 @@ class Recipe(Spec):
 
     def original_of(self, pictures: str) -> str:
         """The set of originals that the set ``pictures`` is a change of; "" where it is none."""
-        return next(one.of for one in self.pictures if one.name == pictures)
+        return next((one.of for one in self.pictures if one.name == pictures), "")
 
     @property
     def changed(self) -> tuple[PictureSet, ...]:
@@ -549,8 +703,8 @@ def with_control(recipe: Recipe) -> Recipe:
     """``recipe`` with the control that everyone would otherwise use, compared in its evaluations.
 
     The control is a plain LoRA on the changed pictures, on the checkpoint itself: the training of the
-    last stage that trains on them, at equal steps, rate and rank, without base LoRAs and from a fresh
-    start. An evaluation that has a control keeps its own.
+    last stage that trains on them, at equal steps, rate and rank, without base LoRAs, from a fresh start,
+    and with nothing that looks at their originals. An evaluation that has a control keeps its own.
 
     Raises:
         BadInput: the recipe trains nothing on the pictures of an evaluation, or measures nothing.
@@ -582,4 +736,5 @@ def _control(recipe: Recipe, pictures: str, names: Collection[str]) -> TrainStag
     while free in names:
         number += 1
         free = f"control-{number}"
-    return TrainStage(name=free, pictures=pictures, training=trained[-1].training)
+    plain = replace(trained[-1].training, target=Target.NOISE, pair_mask=False)
+    return TrainStage(name=free, pictures=pictures, training=plain)

@@ -16,6 +16,7 @@ from copier.checkpoint.autoencoder_file import autoencoder_keys
 from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
+from copier.checkpoint.prediction import parameterisation
 from copier.checkpoint.structure import check_clip_skip
 from copier.checkpoint.whole import whole_checkpoint
 from copier.digest import DigestMemory
@@ -43,6 +44,7 @@ from copier.recipe import (
     CaptionPolicy,
     EvaluateStage,
     GateStage,
+    Target,
     Trainer,
     TrainStage,
     reseeded,
@@ -95,6 +97,8 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
     checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer, options=request.model)
     check_device(request.device)
     _check_trainer(request, settings, checkpoint)
+    _check_masks(request)
+    _check_target(request, checkpoint)
     sizes = _check_pictures(request)
     _check_captions(request)
     given = {name: read_header(path) for name, path in request.loras.items()}
@@ -232,11 +236,20 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
     for name, path in request.loras.items():
         if name not in starts:
             check_lora_layout(path)
-    _check_masks(request)
     if request.scripts.extra:
         script = SCRIPTS[detect(checkpoint).family].file
         options = list_options(kit.scripts(settings, threads=request.threads), script)
         check_extra(request.scripts.extra, options, script=script)
+
+
+def _check_target(request: RunRequest, checkpoint: Header) -> None:
+    """Refuse the semantic target for a checkpoint that predicts velocity: it changes the noise."""
+    for stage in request.recipe.trainings():
+        if stage.training.target is Target.SEMANTIC and parameterisation(checkpoint, request.model).velocity:
+            raise BadInput(
+                f"the training {stage.name!r} has the target 'semantic', but {request.checkpoint.name} "
+                "predicts velocity: choose the target 'pair'"
+            )
 
 
 def _check_masks(request: RunRequest) -> None:
@@ -339,6 +352,8 @@ def _check_pictures(request: RunRequest) -> dict[str, tuple[Size, ...]]:
         a, b = request.pictures[pictures.of], request.pictures[pictures.name]
         _check_pairs(a, b, sizes[pictures.of], sizes[pictures.name])
     for stage in request.recipe.trainings():
+        if stage.concept.by_text:
+            continue
         generated = isinstance(request.pictures[stage.pictures], Generated)
         _check_resolution(stage, sizes[stage.pictures], generated=generated)
     return sizes

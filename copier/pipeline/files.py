@@ -14,6 +14,8 @@ from copier.pipeline.store import Entry
 LORA = "lora.safetensors"
 LOSSES = "losses.json"
 """The loss of every step of a training, a JSON list."""
+MASKS = "masks"
+"""Folder of the masks that a training makes from its pairs."""
 IDEAL = "ideal"
 """Folder of the pictures decode(encode(x)) that a stage measured by."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from copier.codec import spec_to_json
 from copier.digest import json_digest
 from copier.errors import BadInput
+from copier.fields import LARGEST_SEED
 from copier.images.effects import effect_parameters
 from copier.model_options import ModelOptions
 from copier.recipe import (
@@ -50,11 +51,14 @@ VERSIONS = {
 }
 """Kinds of planned stages; a number rises when the kind's outcome changes for equal ingredients."""
 
-LATER_FIELDS = ("optimiser_arguments", "fp8_base", "masked_loss")
+LATER_FIELDS = ("optimiser_arguments", "fp8_base", "masked_loss", "pair_mask", "mask_margin", "target", "eta")
 """Fields of a training that are younger than the keys in people's caches.
 
 With its default such a field is left out of the key, which is then the one that the training always had.
 """
+
+CHECK_SEEDS = 500_000
+"""Added to the gate's seeds for the pictures of a check that draws its own."""
 
 SMALLEST_SIDE = 128
 """Side of a generated original where neither the request nor the recipe says one, in pixels."""
@@ -229,7 +233,10 @@ class _Builder:
             self._evaluate(stage)
 
     def _train(self, stage: TrainStage) -> None:
-        needs = {"set": stage.pictures, **_base_needs(stage.base)}
+        needs = {"set": stage.pictures} if stage.pictures else {}
+        needs |= _base_needs(stage.base)
+        if stage.training.of_pairs:
+            needs["original"] = self.request.recipe.original_of(stage.pictures)
         if stage.start:
             needs["start"] = stage.start
         numbers: dict[str, Any] = {
@@ -246,8 +253,10 @@ class _Builder:
             numbers["extra"] = json_digest(list(self.request.scripts.extra))
         if stage.check_every:
             gate = self.request.recipe.gate_of(stage)
-            needs["base_pictures"] = self._draw(f"{gate.name}.base", self._gate_draws(gate))
+            needs["base_pictures"] = self._check_draws(stage, gate)
             numbers["check"] = {"every": stage.check_every, "seeds": list(gate.seeds), **_limits(gate)}
+        if stage.concept.by_text:
+            numbers |= {"concept": spec_to_json(stage.concept), "side": stage.training.resolution}
         captions = caption_files(self.request, stage)
         if any(captions):
             numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
@@ -265,6 +274,29 @@ class _Builder:
         else:
             needs |= {"base": self._draw(f"{stage.name}.base", common)}
             self._put(stage.name, "gate", {**self.model, **limits}, needs, stage)
+
+    def _check_draws(self, stage: TrainStage, gate: GateStage) -> str:
+        """The base's pictures for the checks on the way; those of the gate, unless the stage asks for fewer.
+
+        The fewer have seeds of their own: what ends a training must not be what judges it.
+        """
+        common = self._gate_draws(gate)
+        steps = stage.check_sampling_steps or gate.sampling_steps
+        count = stage.check_pictures
+        if (count, steps) == (0, gate.sampling_steps):
+            return self._draw(f"{gate.name}.base", common)
+        places = range(count or len(common.prompts))
+        seeds = tuple(common.seeds[i % len(common.seeds)] + CHECK_SEEDS for i in places)
+        return self._draw(
+            f"{stage.name}.base",
+            replace(
+                common,
+                prompts=tuple(common.prompts[i % len(common.prompts)] for i in places),
+                seeds=tuple(seed % LARGEST_SEED for seed in seeds),
+                guidance=tuple(common.guidance[i % len(common.guidance)] for i in places),
+                steps=steps,
+            ),
+        )
 
     def _gate_draws(self, stage: GateStage) -> Draws:
         original = self.request.recipe.original_of(stage.pictures)

@@ -174,7 +174,7 @@ def _summary(run: FinishedRun, count: int) -> str:
     recipe = run.request.recipe
     controls = {stage.control for stage in recipe.stages if isinstance(stage, EvaluateStage)}
     trained = ", then ".join(
-        f"{stage.training.steps} steps on {stage.pictures.upper()}"
+        f"{stage.training.steps} steps on {stage.pictures.upper() or 'text alone'}"
         for stage in recipe.trainings()
         if stage.name not in controls
     )

@@ -109,7 +109,7 @@ def run(
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
         done[stage.name] = entry
         if stage.name in plan.changed:
-            stages.check_the_pairs(done, request.recipe.original_of(stage.name), stage.name)
+            stages.check_the_pairs(done, request.recipe, stage.name)
     return FinishedRun(request, plan, tuple(finished))
 
 

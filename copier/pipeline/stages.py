@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import apply_effect, to_array
-from copier.images.pairs import check_pair, check_size, fitted, read_mask, read_picture
+from copier.images.pairs import change_mask, check_pair, check_size, fitted, read_mask, read_picture
 from copier.images.sizes import by_size
 from copier.ops.combine import combine, difference
 from copier.ops.lora_file import read_lora
@@ -31,6 +32,8 @@ from copier.pipeline.files import (
     IDEAL,
     LORA,
     LOSSES,
+    MASKS,
+    load_picture,
     mask_name,
     mask_paths,
     picture_name,
@@ -61,7 +64,9 @@ from copier.recipe import (
     GateStage,
     RankMethod,
     RankPolicy,
+    Recipe,
     ResizeStage,
+    Trainer,
     TrainStage,
 )
 from copier.request import Edit, Generated, PictureFiles
@@ -169,32 +174,66 @@ def take_over_lora(context: Context) -> Json:
 
 
 def train(context: Context) -> Json:
-    """Train a LoRA on a set of pictures."""
+    """Train a LoRA on a set of pictures, or on a concept's prompts."""
     stage = context.stage.spec
     assert isinstance(stage, TrainStage)
+    request, stop = _train_request(context, stage), None
+    if stage.check_every:
+        stop = EarlyStop(context, context.request.recipe.gate_of(stage))
+        if context.request.recipe.trainer is Trainer.BUILTIN:
+            request = replace(request, check=stop.prepare())
     result = context.trainer(
-        TrainRequest(
-            checkpoint=context.request.checkpoint,
-            pictures=tuple(picture_paths(context.needed("set"))),
-            output=context.folder / LORA,
-            training=stage.training,
-            captions=_captions(context, stage),
-            masks=tuple(mask_paths(context.needed("set"))) if stage.training.masked_loss else (),
-            base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
-            start=context.lora("start") if stage.start else None,
-            save_every=stage.check_every,
-            model=context.request.model,
-            stage=context.stage.name,
-        ),
+        request,
         observer=context.observer,
         cancel=context.cancel,
-        on_saved=EarlyStop(context, context.request.recipe.gate_of(stage)) if stage.check_every else None,
+        on_saved=stop.saved if stop else None,
+        on_drawn=stop.drawn if stop else None,
     )
-    shutil.rmtree(context.folder / IDEAL, ignore_errors=True)  # of an early stop's checks
+    for name in (IDEAL, MASKS):  # of an early stop's checks, and of the pairs
+        shutil.rmtree(context.folder / name, ignore_errors=True)
     write_point("losses-write")
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
     measured = {} if result.memory is None else {"memory": result.memory}
     return {"steps": len(result.losses), "seconds": result.seconds, **measured}
+
+
+def _train_request(context: Context, stage: TrainStage) -> TrainRequest:
+    of_pairs = "original" in context.stage.needs
+    return TrainRequest(
+        checkpoint=context.request.checkpoint,
+        pictures=tuple(picture_paths(context.needed("set"))) if stage.pictures else (),
+        output=context.folder / LORA,
+        training=stage.training,
+        captions=_captions(context, stage),
+        originals=tuple(picture_paths(context.needed("original"))) if of_pairs else (),
+        masks=_training_masks(context, stage),
+        concept=stage.concept if stage.concept.by_text else None,
+        base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
+        start=context.lora("start") if stage.start else None,
+        save_every=stage.check_every,
+        model=context.request.model,
+        stage=context.stage.name,
+    )
+
+
+def _training_masks(context: Context, stage: TrainStage) -> tuple[Path | None, ...]:
+    """Where the loss counts: as the pictures' alpha says, or where those of a pair differ."""
+    if stage.training.masked_loss:
+        return tuple(mask_paths(context.needed("set")))
+    if not stage.training.pair_mask:
+        return ()
+    folder = context.folder / MASKS
+    folder.mkdir()
+    masks = _pair_masks(context.needed("original"), context.needed("set"), stage.training.mask_margin)
+    places = [folder / mask_name(number) for number in range(1, len(masks) + 1)]
+    for mask, place in zip(masks, places, strict=True):
+        mask.save(place)
+    return tuple(places)
+
+
+def _pair_masks(originals: Entry, changed: Entry, margin: int) -> list[Image.Image]:
+    pairs = zip(picture_paths(originals), picture_paths(changed), strict=True)
+    return [change_mask(load_picture(a), load_picture(b), margin=margin) for a, b in pairs]
 
 
 def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
@@ -317,14 +356,19 @@ def evaluate(context: Context) -> Json:
     return outcome
 
 
-def check_the_pairs(done: Mapping[str, Entry], original: str, changed: str) -> None:
-    """Raise ``BadPicture`` unless the sets of those names make pairs; before anything is trained."""
+def check_the_pairs(done: Mapping[str, Entry], recipe: Recipe, changed: str) -> None:
+    """Raise ``BadPicture`` unless the set of that name makes pairs with its originals, and masks where they
+    are wanted; before anything is trained."""
+    original = recipe.original_of(changed)
     pairs = zip(picture_paths(done[original]), picture_paths(done[changed]), strict=True)
     for first, second in pairs:
         with Image.open(first) as a, Image.open(second) as b:
             check_pair(a, b)
             if np.array_equal(to_array(a), to_array(b)):
                 raise BadPicture("A and B are identical: there is nothing to learn; edit B")
+    for stage in recipe.trainings():
+        if stage.training.pair_mask and stage.pictures == changed:
+            _pair_masks(done[original], done[changed], stage.training.mask_margin)
 
 
 def _figures_json(figures: Any) -> Json:

@@ -99,7 +99,13 @@ class FakeWorker:
                 file.write(call + "\n")
 
     def train(
-        self, request: TrainRequest, *, observer: Observer, cancel: CancelToken, on_saved: Any = None
+        self,
+        request: TrainRequest,
+        *,
+        observer: Observer,
+        cancel: CancelToken,
+        on_saved: Any = None,
+        on_drawn: Any = None,
     ) -> TrainResult:
         self._called("train", request)
         losses = []
@@ -107,6 +113,11 @@ class FakeWorker:
             cancel.check()
             losses.append(1.0 / (step + 1))
             observer(ProgressEvent(request.stage, step + 1, request.training.steps, loss=losses[-1]))
+            if request.check and (step + 1) % request.save_every == 0:
+                for check in request.check:
+                    self.sample(check, observer=observer, cancel=cancel)
+                if on_drawn(step + 1):
+                    break
         base = [(file_digest(path), weight) for path, weight in request.base]
         start = None if request.start is None else file_digest(request.start)
         pictures = [file_digest(path) for path in request.pictures]
@@ -148,7 +159,7 @@ def _push(path: Path) -> float:
 
 
 def _written(folder: Path, pictures: Sequence[np.ndarray]) -> tuple[Path, ...]:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     paths = tuple(folder / f"{i:04d}.png" for i in range(len(pictures)))
     for path, picture in zip(paths, pictures, strict=True):
         to_image(picture).save(path)
