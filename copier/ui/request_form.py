@@ -172,6 +172,8 @@ def _sources(
     edits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Source]:
     """A and B of the recipe: the tab fills one set of originals and those that change it."""
+    if not recipe.pictures:
+        return {}
     originals = [one.name for one in recipe.pictures if not one.of]
     changed = [one.name for one in recipe.pictures if one.of]
     if len(originals) != 1 or len(changed) > 1:
