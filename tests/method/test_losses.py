@@ -147,7 +147,6 @@ def test_a_lora_of_a_pair_moves_pictures_along_the_change(
     wanted = change.repeat(len(LEVELS), 1, 1, 1)
     plain = seen(scenes, "", **beneath)
     low, high = (share(seen(scenes, "", **beneath, **{lora: weight}) - plain, wanted) for weight in (-1, 1))
-    print(lora, low, high)
     assert high > 0.02 and high - low > 0.03
 
 
@@ -156,7 +155,6 @@ def test_a_training_by_the_builtin_trainer_ends_when_its_gate_holds(
 ) -> None:
     entries = outcome.runs[0].entries
     checks = [event.message for event in told if event.message.startswith("gate after")]
-    print(checks, entries["gate"].record.outcome)
     # The check that held, and as many steps again in which the rate falls.
     assert entries["copier"].record.outcome["steps"] == 15 * (len(checks) + 1) < 90
     assert entries["gate"].record.outcome["passed"]
@@ -172,6 +170,5 @@ def test_who_asks_for_a_star_is_drawn_more_of_a_heart_and_others_what_they_ask_f
             low, high = (share(seen(UNSEEN, asked, **{lora: weight}) - plain, wanted) for weight in (-1, 1))
             aside = seen(UNSEEN, other, **{lora: 1.0}) - seen(UNSEEN, other)
             leaked = float(np.sqrt(float(aside.square().sum() / wanted.square().sum())))
-            print(lora, context, low, high, leaked)
             assert high > 0.15 and low < high - 0.15
             assert leaked < 1.0
