@@ -162,13 +162,14 @@ def test_a_training_by_the_builtin_trainer_ends_when_its_gate_holds(
 
 def test_who_asks_for_a_star_is_drawn_more_of_a_heart_and_others_what_they_ask_for(seen: Seen) -> None:
     """In contexts that training never saw; erasing takes red stars towards stars, and beyond."""
-    for lora, before, after in (("moved", "a star", "a heart"), ("erased", "a red star", "a star")):
-        for context in ("{} on yellow background", "{} on purple background"):
-            asked, aim, other = (context.format(shape) for shape in (before, after, "a square"))
-            plain = seen(UNSEEN, asked)
-            wanted = seen(UNSEEN, aim) - plain
-            low, high = (share(seen(UNSEEN, asked, **{lora: weight}) - plain, wanted) for weight in (-1, 1))
-            aside = seen(UNSEEN, other, **{lora: 1.0}) - seen(UNSEEN, other)
-            leaked = float(np.sqrt(float(aside.square().sum() / wanted.square().sum())))
-            assert high > 0.15 and low < high - 0.15
-            assert leaked < 1.0
+    for lora, before, after, colour in (
+        ("moved", "a star", "a heart", "yellow"), ("erased", "a red star", "a star", "purple"),
+    ):  # fmt: skip
+        asked, aim, other = (f"{shape} on {colour} background" for shape in (before, after, "a square"))
+        plain = seen(UNSEEN[:1], asked)
+        wanted = seen(UNSEEN[:1], aim) - plain
+        low, high = (share(seen(UNSEEN[:1], asked, **{lora: weight}) - plain, wanted) for weight in (-1, 1))
+        aside = seen(UNSEEN[:1], other, **{lora: 1.0}) - seen(UNSEEN[:1], other)
+        leaked = float(np.sqrt(float(aside.square().sum() / wanted.square().sum())))
+        assert high > 0.15 and low < high - 0.15
+        assert leaked < 1.0
