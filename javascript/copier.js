@@ -4,7 +4,8 @@
     if (window.copierTab) return;
     window.copierTab = true;
 
-    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 4000, AGAIN = 1500, GRACE = 1500, LONGEST = 120000;
+    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 10000, AGAIN = 1500;
+    const GRACE = 1500, AWAITED = 30000, LONGEST = 120000;
     let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false, probing = false;
 
     const root = () => {
@@ -21,12 +22,30 @@
         return one ? one.dataset.count : "";
     };
     const pulse = () => counted("copier_run__pulse");
-    let heard = "", checkingSince = 0, checkHeard = "", filesSince = 0;
+    let heard = "", filesSince = 0;
+
+    // What the page asks by itself, and where the answers are counted.
+    const COUNTS = {
+        copier_run__poll: "copier_run__pulse",
+        copier_run__check: "copier_run__checked",
+        copier_run__opened: "copier_run__listed",
+    };
+    const asked = {};
+
+    function ask(id) {
+        asked[id] = {since: Date.now(), count: counted(COUNTS[id])};
+        return press(id);
+    }
+
+    function awaited() {
+        return Object.entries(asked).some(([id, one]) =>
+            counted(COUNTS[id]) === one.count && Date.now() - one.since < AWAITED);
+    }
 
     function tick() {
         const tab = find("copier_tab");
         if (!visible(tab) || document.hidden) return;
-        if (!opened) opened = press("copier_run__opened");
+        if (!opened) opened = ask("copier_run__opened");
         const now = Date.now();
         if (waitingSince && pulse() !== heard) { waitingSince = 0; heard = pulse(); settled(); }
         if (overdue()) return probe();
@@ -34,7 +53,7 @@
         const live = root().querySelector('#copier_tab [data-live="1"]');
         if (now - lastPoll < (live ? FAST : SLOW)) return;
         heard = pulse();
-        if (press("copier_run__poll")) { lastPoll = now; waitingSince = now; }
+        if (ask("copier_run__poll")) { lastPoll = now; waitingSince = now; }
     }
 
     const overdue = () => waitingSince && Date.now() - waitingSince > OVERDUE;
@@ -67,22 +86,11 @@
 
     function scheduleCheck() {
         clearTimeout(checkTimer);
-        checkTimer = setTimeout(() => overdue() || uploading() ? scheduleCheck() : check(), SETTLE);
-    }
-
-    function check() {
-        checkHeard = counted("copier_run__checked");
-        if (press("copier_run__check")) checkingSince = Date.now();
+        checkTimer = setTimeout(() => overdue() || uploading() ? scheduleCheck() : ask("copier_run__check"), SETTLE);
     }
 
     // gradio 3 forgets a file that it sends when any answer arrives meanwhile, and says "Uploading..." for
     // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived.
-    function awaited() {
-        if (counted("copier_run__checked") !== checkHeard) checkingSince = 0;
-        const recent = (since) => since && Date.now() - since < OVERDUE;
-        return Boolean(recent(checkingSince) || (recent(waitingSince) && pulse() === heard));
-    }
-
     function uploading() {
         const took = Date.now() - filesSince;
         if (took < GRACE) return true;
@@ -114,7 +122,7 @@
         target.dispatchEvent(again);
     }
 
-    function soon() { lastPoll = 0; waitingSince = 0; }
+    function soon() { lastPoll = 0; }
 
     function changed(event) {
         const target = event.composedPath ? event.composedPath()[0] : event.target;

@@ -63,6 +63,7 @@ class RunSection:
                 self.opened = small_button("run.opened", "Lists", min_width=80)
             self.pulse = html("run.pulse")
             self.checked = html("run.checked")
+            self.listed = html("run.listed")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)
 

@@ -97,7 +97,7 @@ class Tab:
             self.run.start: gr.update(interactive=ready and not busy),
             self.run.queue: gr.update(interactive=ready),
             self.run.estimate: expected,
-            self.run.checked: str(pieces.pulse(time.monotonic_ns())),
+            self.run.checked: _answered(),
             **self.recipe.visibility(recipe, stage),
         }
 
@@ -169,6 +169,7 @@ class Tab:
     def opened(self, data: Mapping[Any, Any]) -> Answer:
         """A page was opened: the host's lists as they are now."""
         return {
+            self.run.listed: _answered(),
             **self.original.lists(),
             **self.tools.lists(),
             **self.run.result.lists(),
@@ -324,6 +325,11 @@ def _wire_run(tab: Tab) -> None:
         listen(one, "click", saying(handler, run.result.said), result, put)
 
 
+def _answered() -> str:
+    """Tells the page's script that this answer is another one."""
+    return str(pieces.pulse(time.monotonic_ns()))
+
+
 def _again(run: RunSection, number: int, data: Mapping[Any, Any]) -> Answer:
     return run.again(data, number)
 
@@ -362,8 +368,8 @@ def _wire_tools(tab: Tab) -> None:
     listen(setup.stop, "click", saying(setup.stopped, setup.said), {setup.job}, {setup.said}, queued=False)
     listen(setup.prune, "click", saying(setup.cut, setup.pruned), settings, {setup.pruned, setup.cache})
     listen(tab.setup_tab, "select", saying(setup.shown, setup.said), (), shown)
-    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"],
-              tab.form["captions.by"]}  # fmt: skip
+    lists = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists()}
+    opened = lists | {tab.run.listed, tab.form["run.vae"], tab.form["captions.by"]}
     listen(tab.run.opened, "click", _logged(tab.opened), (), opened, queued=False)
 
 
