@@ -98,7 +98,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "max_timestep": Field("Last timestep", "Timesteps below this one are drawn.", 1, 1000),
         "resolution": Field(
             "Resolution",
-            "Longer side that the pictures must have, and the side of a generated A; 0: any size.",
+            "Longest side that the pictures must have, and the side of a generated A; 0: any size.",
             0,
             LARGEST_SIDE,
             unit="px",

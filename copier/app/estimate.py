@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from copier.app.service import check_runs, repetitions
+from copier.app.service import check_runs, repetitions, set_sizes
 from copier.app.settings import Settings
 from copier.digest import DigestMemory
-from copier.images.pairs import fitted, read_picture
-from copier.pipeline.plan import PlannedStage, original_side, plan
+from copier.images.sizes import Size, largest
+from copier.pipeline.plan import PlannedStage, plan
 from copier.pipeline.store import Record, StageStore
 from copier.recipe import TrainStage
-from copier.request import Edit, Generated, PictureFiles, RunRequest
+from copier.request import RunRequest
 
 _COSTLY = (
     *("batch_size", "rank", "conv_rank", "text_encoder", "precision", "optimiser"),
     *("gradient_checkpointing", "fp8_base"),
 )
-"""Fields of a training that change what a step takes; its size is compared too."""
+"""Fields of a training that change what a step takes; the sizes of its pictures are compared too."""
 _LONG = ("train", "draw")
 """Kinds of stages without which there is no estimate; the others take moments."""
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class StageEstimate:
     """One stage: ``seconds`` 0 where it is reused, None where nothing like it was ever made here.
 
-    ``memory`` is the peak in bytes that was measured, ``measured`` the number of stages it is told from.
+    ``memory`` is the peak in bytes that was measured, of a training with a largest picture of the same size;
+    ``measured`` the number of stages from which the time is told; ``largest`` that size, where the set has
+    several.
     """
 
     name: str
@@ -40,6 +42,7 @@ class StageEstimate:
     seconds: float | None
     memory: int | None = None
     measured: int = 0
+    largest: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,20 @@ class Estimate:
     @property
     def memory(self) -> int | None:
         """The largest of a training that will run; 0 where none will."""
-        trainings = [one for one in self.stages if one.kind == "train" and not one.reused]
+        trainings = self._trainings
         if any(one.memory is None for one in trainings):
             return None
         return max((one.memory or 0 for one in trainings), default=0)
+
+    @property
+    def largest(self) -> Size | None:
+        """The picture for which the memory is needed, where its set has several sizes."""
+        heaviest = max(self._trainings, key=lambda one: one.memory or 0, default=None)
+        return heaviest.largest if heaviest else None
+
+    @property
+    def _trainings(self) -> list[StageEstimate]:
+        return [one for one in self.stages if one.kind == "train" and not one.reused]
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -78,8 +91,9 @@ def estimate(
     """What the run would take now, stages that are there already left out.
 
     A training's time is its number of steps times the median of the seconds that a step took in trainings
-    with the same checkpoint, trainer, size and costly settings; one that may end early is taken to end last.
-    A drawing's goes by the number of pictures. Hashes a checkpoint that was never hashed, once.
+    with the same checkpoint, trainer, sizes and costly settings; one that may end early is taken to end last.
+    Its memory is the most that one took whose largest picture has the same size: a batch is of one size. A
+    drawing's time goes by the number of pictures. Hashes a checkpoint that was never hashed, once.
 
     Raises:
         BadInput and its kin: as ``app.service.check``.
@@ -90,7 +104,7 @@ def estimate(
     digest = DigestMemory(settings.digests).digest
     found: dict[str, StageEstimate] = {}
     for one in (wanted, *repetitions(wanted, seeds)):
-        sizes = _sizes(one)
+        sizes = set_sizes(one)
         for stage in plan(one, digest).stages:
             if stage.key not in found:
                 reused = store.find(stage.key) is not None
@@ -105,54 +119,78 @@ class _History:
         self._records = records
         self._by_key = {record.key: record for record in records}
 
-    def estimated(self, stage: PlannedStage, sizes: Mapping[str, Size], *, reused: bool) -> StageEstimate:
+    def estimated(
+        self, stage: PlannedStage, sets: Mapping[str, Sequence[Size]], *, reused: bool
+    ) -> StageEstimate:
         if reused:
             return StageEstimate(stage.name, stage.kind, True, 0.0)
         role = "set" if stage.kind == "train" else "like"
-        size = _side(stage.ingredients) or sizes.get(stage.needs.get(role, ""))
-        wanted = _traits(stage.kind, stage.ingredients, size)
-        alike = [
-            one
-            for one in self._records
-            if one.kind == stage.kind and _traits(one.kind, one.ingredients, self._size(one)) == wanted
-        ]
-        if not alike:
-            return StageEstimate(stage.name, stage.kind, False, None)
-        memories = [one.outcome["memory"] for one in alike if "memory" in one.outcome]
+        sizes = _side(stage.ingredients) or sets.get(stage.needs.get(role, ""), ())
+        alike = self._alike(stage, sizes, _mix)
+        as_large = [one.outcome for one in self._alike(stage, sizes, _largest)]
         return StageEstimate(
             stage.name,
             stage.kind,
             False,
-            statistics.median(map(_per_unit, alike)) * _units(stage),
-            max(memories, default=None),
+            statistics.median(map(_per_unit, alike)) * _units(stage) if alike else None,
+            max((outcome["memory"] for outcome in as_large if "memory" in outcome), default=None),
             len(alike),
+            largest(sizes) if stage.kind == "train" and len(set(sizes)) > 1 else None,
         )
 
-    def _size(self, record: Record) -> Size | None:
-        """Of the pictures that a finished stage trained on or drew; None where it cannot be told any more."""
+    def _alike(
+        self, stage: PlannedStage, sizes: Sequence[Size], of_sizes: Callable[[str, Sequence[Size]], Any]
+    ) -> list[Record]:
+        """Finished stages of the kind with the same traits, and what ``of_sizes`` tells of sizes the same."""
+        kind = stage.kind
+        wanted = _traits(kind, stage.ingredients), of_sizes(kind, sizes)
+        records = (one for one in self._records if one.kind == kind)
+        return [
+            one
+            for one in records
+            if (_traits(kind, one.ingredients), of_sizes(kind, self._sizes(one))) == wanted
+        ]
+
+    def _sizes(self, record: Record) -> Sequence[Size]:
+        """Of the pictures that a finished stage trained on or drew; none where that is not known any more."""
         if side := _side(record.ingredients):
             return side
         needs = record.ingredients.get("needs", {})
         pictures = self._by_key.get(needs.get("set" if record.kind == "train" else "like", ""))
         if pictures is None or "width" not in pictures.outcome:
-            return None
-        return pictures.outcome["width"], pictures.outcome["height"]
+            return ()
+        first = (pictures.outcome["width"], pictures.outcome["height"])
+        return [(width, height) for width, height in pictures.outcome.get("sizes", [first])]
 
 
-def _side(ingredients: Mapping[str, Any]) -> Size | None:
+def _side(ingredients: Mapping[str, Any]) -> Sequence[Size]:
     side = ingredients.get("side")
-    return (side, side) if isinstance(side, int) else None
+    return [(side, side)] if isinstance(side, int) else ()
 
 
-def _traits(kind: str, ingredients: Mapping[str, Any], size: Size | None) -> Any:
-    """What stages must have in common for one to tell what another takes."""
+def _mix(kind: str, sizes: Sequence[Size]) -> dict[Size, int]:
+    """What sizes a stage has to do with, in the least numbers of the same proportion: that decides its time.
+
+    A drawing has as many pictures of every size.
+    """
+    counts = Counter(sizes if kind == "train" else set(sizes))
+    divisor = math.gcd(*counts.values()) or 1
+    return {size: count // divisor for size, count in counts.items()}
+
+
+def _largest(kind: str, sizes: Sequence[Size]) -> Size | None:
+    return largest(sizes) if sizes else None
+
+
+def _traits(kind: str, ingredients: Mapping[str, Any]) -> Any:
+    """What stages must have in common, besides sizes, for one to tell what another takes."""
     if kind == "train":
         training = ingredients.get("training", {})
         costly = [training.get(name) for name in _COSTLY]
-        return ingredients.get("trainer"), ingredients.get("checkpoint"), size, costly
+        return ingredients.get("trainer"), ingredients.get("checkpoint"), costly
     if kind == "draw":
         names = ("checkpoint", "precision", "steps")
-        return size, [ingredients.get(name) for name in names], _guided(ingredients)
+        return [ingredients.get(name) for name in names], _guided(ingredients)
     return ()
 
 
@@ -177,17 +215,3 @@ def _units(stage: PlannedStage) -> int:
     if stage.kind == "draw":
         return len(stage.ingredients["prompts"]) * len(stage.ingredients["weights"])
     return 1
-
-
-def _sizes(request: RunRequest) -> dict[str, Size]:
-    """Width and height of the pictures of each set."""
-    sizes: dict[str, Size] = {}
-    for pictures in request.recipe.pictures:
-        source = request.pictures[pictures.name]
-        if isinstance(source, Edit):
-            sizes[pictures.name] = sizes[pictures.of]
-        elif isinstance(source, Generated):
-            sizes[pictures.name] = (original_side(request.recipe, source),) * 2
-        elif isinstance(source, PictureFiles):
-            sizes[pictures.name] = fitted(read_picture(source.paths[0]), source.fit).size
-    return sizes

@@ -20,9 +20,9 @@ from copier.errors import CopierError
 from copier.evaluation.effect import change_strip, effect_strip, target
 from copier.evaluation.report import ReportFiles, write_report
 from copier.evaluation.report_data import Draw, ReportData, Result, Strip
-from copier.images.effects import Picture
+from copier.images.effects import Picture, Pictures
 from copier.model_options import AS_IT_IS, ModelOptions
-from copier.pipeline.files import load_stack
+from copier.pipeline.files import load_folder
 from copier.pipeline.measure import CEILING_WEIGHT, known_edit
 from copier.pipeline.plan import SMALLEST_SIDE, paired
 from copier.pipeline.results import prepare_folder
@@ -101,12 +101,12 @@ def measure(
     with StageStore(settings.stages).scratch("measure") as folder:
         with Crew(settings, device=request.device, threads=request.threads) as crew:
             drawing = _Drawing(request, header, crew.worker(), folder, observer, cancel)
-            base = drawing.stack("base", None, 0.0)
+            base = drawing.drawn("base", None, 0.0)
             strips = [drawing.strip(name, lora) for name, lora in zip(_ROLES, loras, strict=False)]
             ideals = {}
             if edit is not None and CEILING_WEIGHT in request.spec.weights:
                 ideals[CEILING_WEIGHT] = drawing.reconstructed(
-                    np.stack([target(x, edit(x), CEILING_WEIGHT) for x in base])
+                    [target(x, edit(x), CEILING_WEIGHT) for x in base]
                 )
         data = _report(request, base, strips, edit, ideals)
     prepare_folder(request.out)
@@ -128,7 +128,7 @@ class _Drawing:
     observer: Observer
     cancel: CancelToken | None
 
-    def stack(self, name: str, lora: Path | None, weight: float) -> Picture:
+    def drawn(self, name: str, lora: Path | None, weight: float) -> list[Picture]:
         spec, side = self.request.spec, usual_side(self.header, self.request.model)
         pairs = paired(spec.prompts, spec.seeds)
         out = self.folder / f"{name}{weight:+g}"
@@ -150,12 +150,12 @@ class _Drawing:
             observer=self.observer,
             cancel=self.cancel,
         )
-        return load_stack(out)
+        return load_folder(out)
 
-    def strip(self, name: str, lora: Path) -> dict[float, Picture]:
-        return {weight: self.stack(name, lora, weight) for weight in self.request.spec.weights}
+    def strip(self, name: str, lora: Path) -> dict[float, list[Picture]]:
+        return {weight: self.drawn(name, lora, weight) for weight in self.request.spec.weights}
 
-    def reconstructed(self, pictures: Picture) -> Picture:
+    def reconstructed(self, pictures: Pictures) -> list[Picture]:
         paths = []
         for i, picture in enumerate(pictures):
             paths.append(self.folder / f"ideal-{i:04d}.npy")
@@ -173,15 +173,15 @@ class _Drawing:
             observer=self.observer,
             cancel=self.cancel,
         )
-        return load_stack(out)
+        return load_folder(out)
 
 
 def _report(
     request: MeasureRequest,
-    base: Picture,
-    strips: list[dict[float, Picture]],
+    base: list[Picture],
+    strips: list[dict[float, list[Picture]]],
     edit: Callable[[Picture], Picture] | None,
-    ideals: dict[float, Picture],
+    ideals: dict[float, list[Picture]],
 ) -> ReportData:
     """The report of the measurement; A is the base's first picture, for there is no pair."""
     spec = request.spec
@@ -213,7 +213,7 @@ def _report(
         base=base,
         strip=shown[0],
         control=shown[1] if len(shown) > 1 else None,
-        ideals=None if edit is None else np.stack([np.clip(edit(x), 0, 1) for x in base]),
+        ideals=None if edit is None else [np.clip(edit(x), 0, 1) for x in base],
         files=(request.lora.name,),
     )
     return ReportData(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,6 +12,7 @@ from copier.checkpoint.lora_keys import split_key
 from copier.checkpoint.targets import trained_names
 from copier.disk import free_disk
 from copier.errors import BadInput
+from copier.images.sizes import Size
 from copier.recipe import (
     CombineStage,
     DifferenceStage,
@@ -63,12 +64,13 @@ def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = 
     return total
 
 
-def picture_room(recipe: Recipe, sets: Mapping[str, tuple[int, int, int]]) -> int:
-    """Bytes that the pictures of the sets take, at most; ``sets`` are count, width and height by name."""
+def picture_room(recipe: Recipe, sets: Mapping[str, Sequence[Size]]) -> int:
+    """Bytes that the pictures of the sets take, at most; ``sets`` are the sizes of all pictures by name."""
     total = 0
-    for name, (count, width, height) in sets.items():
+    for name, sizes in sets.items():
         measured = sum(isinstance(one, GateStage) and one.pictures == name for one in recipe.stages)
-        total += count * width * height * (_PICTURE_BYTES + measured * _MEASURED_BYTES)
+        pixels = sum(width * height for width, height in sizes)
+        total += pixels * (_PICTURE_BYTES + measured * _MEASURED_BYTES)
     return total
 
 

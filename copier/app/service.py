@@ -30,6 +30,7 @@ from copier.images.pairs import (
     read_mask,
     read_picture,
 )
+from copier.images.sizes import Size, sizes_text
 from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.lora_file import read_lora
 from copier.ops.lora_reader import LoraReader
@@ -47,7 +48,7 @@ from copier.recipe import (
     reseeded,
     with_control,
 )
-from copier.request import NOTHING_MORE, Edit, Generated, PictureFiles, RunRequest, Source
+from copier.request import NOTHING_MORE, Edit, Fit, Generated, PictureFiles, RunRequest, Source
 from copier.training.command import SCRIPTS, check_extra
 from copier.training.preflight import (
     check_lora_layout,
@@ -94,7 +95,7 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
     checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer, options=request.model)
     check_device(request.device)
     _check_trainer(request, settings, checkpoint)
-    sets = _check_pictures(request)
+    sizes = _check_pictures(request)
     _check_captions(request)
     given = {name: read_header(path) for name, path in request.loras.items()}
     for path in request.loras.values():
@@ -103,7 +104,7 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
             read_lora(path)
     _check_starts(request, given)
     _check_out(request)
-    files = seeds * lora_room(request.recipe, checkpoint, given) + picture_room(request.recipe, sets)
+    files = seeds * lora_room(request.recipe, checkpoint, given) + picture_room(request.recipe, sizes)
     check_folders(request.out, settings, files=files)
 
 
@@ -304,27 +305,43 @@ def _wanted(request: RunRequest, *, control: bool) -> RunRequest:
     return replace(request, recipe=with_control(request.recipe)) if control else request
 
 
-def _check_pictures(request: RunRequest) -> Mapping[str, tuple[int, int, int]]:
-    """Count, width and height of each set; refuses what cannot be trained on, and pairs that are none."""
-    sizes: dict[str, tuple[int, int]] = {}
-    counts: dict[str, int] = {}
+def set_sizes(request: RunRequest) -> dict[str, tuple[Size, ...]]:
+    """The size of every picture of each set, as it will be trained on; one set may have several.
+
+    Raises:
+        BadPicture: one cannot be read, or its sides are no multiples of 64.
+        UnknownName, BadInput: there is no such edit, or it does not take its parameters.
+    """
+    sizes: dict[str, tuple[Size, ...]] = {}
     for pictures in request.recipe.pictures:
         source = request.pictures[pictures.name]
-        counts[pictures.name] = counts[pictures.of] if isinstance(source, Edit) else 1
         if isinstance(source, Edit):
             check_edit(source.name, source.parameters)
             sizes[pictures.name] = sizes[pictures.of]
         elif isinstance(source, Generated):
-            sizes[pictures.name] = (original_side(request.recipe, source),) * 2
+            side = original_side(request.recipe, source)
+            sizes[pictures.name] = ((side, side),)
         else:
-            sizes[pictures.name] = _size_of_all(source)
-            counts[pictures.name] = len(source.paths)
-        if pictures.of:
-            _check_pairs(request.pictures[pictures.of], source, sizes[pictures.of], sizes[pictures.name])
+            sizes[pictures.name] = tuple(_size(path, source.fit) for path in source.paths)
+    return sizes
+
+
+def _size(path: Path, fit: Fit) -> Size:
+    image = fitted(read_picture(path), fit)
+    check_size(image, path.name)
+    return image.size
+
+
+def _check_pictures(request: RunRequest) -> dict[str, tuple[Size, ...]]:
+    """``set_sizes``; refuses what cannot be trained on, and pairs that are none."""
+    sizes = set_sizes(request)
+    for pictures in request.recipe.changed:
+        a, b = request.pictures[pictures.of], request.pictures[pictures.name]
+        _check_pairs(a, b, sizes[pictures.of], sizes[pictures.name])
     for stage in request.recipe.trainings():
         generated = isinstance(request.pictures[stage.pictures], Generated)
         _check_resolution(stage, sizes[stage.pictures], generated=generated)
-    return {name: (counts[name], *size) for name, size in sizes.items()}
+    return sizes
 
 
 def _check_starts(request: RunRequest, given: Mapping[str, Header]) -> None:
@@ -352,31 +369,14 @@ def _check_out(request: RunRequest) -> None:
             )
 
 
-def _size_of_all(source: PictureFiles) -> tuple[int, int]:
-    """The size of every picture: they are trained on together."""
-    first = None
-    for path in source.paths:
-        image = fitted(read_picture(path), source.fit)
-        check_size(image, path.name)
-        first = first or image.size
-        if image.size != first:
-            raise BadPicture(
-                f"{path.name} is {image.width} x {image.height} px and {source.paths[0].name} is "
-                f"{first[0]} x {first[1]} px: all pictures of a set must have one size; scale or crop them"
-            )
-    assert first is not None, "a set has a picture"
-    return first
-
-
-def _check_pairs(a: Source, b: Source, size_a: tuple[int, int], size_b: tuple[int, int]) -> None:
+def _check_pairs(a: Source, b: Source, sizes_a: Sequence[Size], sizes_b: Sequence[Size]) -> None:
     """Refuse changed pictures that do not go with their originals, or that are equal to them."""
     if isinstance(a, Generated):
-        if isinstance(b, PictureFiles) and (len(b.paths) > 1 or size_a != size_b):
+        if isinstance(b, PictureFiles) and sizes_a != sizes_b:
             count = "" if len(b.paths) == 1 else f"; there are {len(b.paths)} of them"
             raise BadPicture(
-                f"A will be drawn at {size_a[0]} x {size_a[1]} px and B is {size_b[0]} x {size_b[1]} px"
-                f"{count}: a pair must have one size; make B by editing the A that an earlier run drew, and "
-                "give both as files"
+                f"A will be drawn at {sizes_text(sizes_a)} and B is {sizes_text(sizes_b)}{count}: a pair "
+                "must have one size; make B by editing the A that an earlier run drew, and give both as files"
             )
         return
     assert isinstance(a, PictureFiles)
@@ -389,9 +389,9 @@ def _check_pairs(a: Source, b: Source, size_a: tuple[int, int], size_b: tuple[in
         else:
             assert isinstance(b, PictureFiles)
             second, remedy = fitted(read_picture(b.paths[number]), b.fit), "edit B"
-        check_pair(first, second)
+        which = "" if len(a.paths) == 1 else f" of {path.name}"
+        check_pair(first, second, which)
         if first.tobytes() == second.tobytes():
-            which = "" if len(a.paths) == 1 else f" of {path.name}"
             raise BadPicture(f"A and B{which} are identical: there is nothing to learn; {remedy}")
 
 
@@ -422,13 +422,13 @@ def _check_captions(request: RunRequest) -> None:
                     )
 
 
-def _check_resolution(stage: TrainStage, size: tuple[int, int], *, generated: bool) -> None:
-    """Refuse pictures that have not the training's resolution: nothing scales them."""
+def _check_resolution(stage: TrainStage, sizes: Sequence[Size], *, generated: bool) -> None:
+    """Refuse pictures the largest of which has not the training's resolution: nothing scales them."""
     wanted = stage.training.resolution
-    if wanted and max(size) != wanted:
+    if wanted and max(map(max, sizes)) != wanted:
         remedy = "draw A in that size" if generated else "scale the pictures"
         raise BadPicture(
-            f"the pictures {stage.pictures!r} are {size[0]} x {size[1]} px, but the training {stage.name!r} "
-            f"has a resolution of {wanted} px, the limit for the longer side: {remedy}, or add --set "
+            f"the pictures {stage.pictures!r} are {sizes_text(sizes)}, but the training {stage.name!r} has a "
+            f"resolution of {wanted} px, the limit for the longer side: {remedy}, or add --set "
             "training.resolution=0 to train at the pictures' own size"
         )

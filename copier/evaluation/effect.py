@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from copier.errors import BadInput
 from copier.images import metrics
-from copier.images.effects import Picture
+from copier.images.effects import Picture, Pictures
+from copier.images.sizes import by_size, size_of
 
 Edit = Callable[[Picture], Picture]
 """An edit f of one picture."""
@@ -48,12 +49,19 @@ def target(x: Picture, edited: Picture, weight: float) -> Picture:
     return ideal
 
 
-def to_pairs(a: Picture, b: Picture) -> Edit:
-    """The edit that turns every picture into the B of the pair whose A is nearest to it; stacks (n, h, w, 3).
+def to_pairs(a: Pictures, b: Pictures) -> Edit:
+    """The edit that turns every picture into the B of the pair whose A, of its size, is nearest to it.
 
     With it, and the copier's pictures of A as x, ``effect_strip`` measures a hand edit on A itself.
     """
-    return lambda picture: b[int(np.argmin(metrics.distances(a, picture)))]
+    places = by_size(size_of(one) for one in a)
+
+    def edit(picture: Picture) -> Picture:
+        nearest = min(places[size_of(picture)], key=lambda place: metrics.distance(a[place], picture))
+        chosen: Picture = b[nearest]
+        return chosen
+
+    return edit
 
 
 @dataclass(frozen=True)
@@ -169,17 +177,17 @@ class StripResult:
 
 
 def effect_strip(
-    x: Picture,
+    x: Pictures,
     f: Edit,
-    y: Mapping[float, Picture],
+    y: Mapping[float, Pictures],
     floor: float,
     *,
-    ideals: Mapping[float, Picture] | None = None,
+    ideals: Mapping[float, Pictures] | None = None,
 ) -> StripResult:
     """Effect, leakage and projection of a LoRA at several weights.
 
     Args:
-        x: pictures of the base, a stack (n, height, width, 3) in [0, 1], one for each prompt and seed.
+        x: pictures of the base, one for each prompt and seed.
         f: the edit that the LoRA should do.
         y: for every weight the pictures with the LoRA, from the same prompts and seeds.
         floor: pairs with |t - x| below it are left out (effect and leakage look at t of the weight,
@@ -187,28 +195,44 @@ def effect_strip(
         ideals: decode(encode(t)) by weight (see ``target``), for the ceiling; weights may be missing.
 
     Raises:
-        BadInput: no pictures or weights, or stacks of different shapes.
+        BadInput: no pictures or weights, not as many at each, or of other sizes.
     """
     if not len(x) or not y:
         raise BadInput(f"an effect was asked for {len(x)} pictures at {len(y)} weights: give at least one")
-    edited = np.stack([f(picture) for picture in x])
-    axes = [metrics.difference(one, picture) for one, picture in zip(target(x, edited, 1.0), x, strict=True)]
+    edited = [f(picture) for picture in x]
+    axes = [metrics.difference(target(x[i], edited[i], 1.0), x[i]) for i in range(len(x))]
     results = []
     for weight in sorted(y):
-        stack, aim = y[weight], target(x, edited, weight)
-        ceiling = (ideals or {}).get(weight)
-        for other in (stack, aim if ceiling is None else ceiling):
-            if other.shape != x.shape:
-                raise BadInput(
-                    f"at weight {weight:g} there are pictures of the shape {other.shape}, but those of "
-                    f"the base have {x.shape}: draw both from the same prompts, in one size"
-                )
+        drawn, ceiling = y[weight], (ideals or {}).get(weight)
+        for other in (drawn, *([] if ceiling is None else [ceiling])):
+            _check_alike(weight, other, x)
         pairs = (
-            _pair(x[i], aim[i], stack[i], axes[i], floor, None if ceiling is None else ceiling[i])
+            _pair(
+                x[i],
+                target(x[i], edited[i], weight),
+                drawn[i],
+                axes[i],
+                floor,
+                None if ceiling is None else ceiling[i],
+            )
             for i in range(len(x))
         )
         results.append(WeightFigures(weight=float(weight), pairs=tuple(pairs)))
     return StripResult(weights=tuple(results), floor=floor)
+
+
+def _check_alike(weight: float, pictures: Pictures, base: Pictures) -> None:
+    if len(pictures) != len(base):
+        raise BadInput(
+            f"at weight {weight:g} there are {len(pictures)} pictures, but {len(base)} of the base: draw "
+            "both from the same prompts"
+        )
+    for one, other in zip(pictures, base, strict=True):
+        if one.shape != other.shape:
+            raise BadInput(
+                f"at weight {weight:g} there is a picture of the shape {one.shape}, but that of the base has "
+                f"{other.shape}: draw both in one size"
+            )
 
 
 def _pair(
@@ -239,7 +263,8 @@ class ChangeFigures:
 
     ``magnitudes`` are |y - x| of every prompt and seed. ``consistency`` is the mean cosine of the
     changes of two prompts: 1 where all pictures change in the same pixels in the same way, 0 where the
-    changes have nothing in common; None where fewer than two pictures changed at all.
+    changes have nothing in common; None where no two pictures of one size changed at all. Changes of
+    pictures of different sizes are not compared.
     """
 
     weight: float
@@ -263,33 +288,36 @@ class ChangeResult:
         return next((figures for figures in self.weights if figures.weight == weight), None)
 
 
-def change_strip(x: Picture, y: Mapping[float, Picture]) -> ChangeResult:
+def change_strip(x: Pictures, y: Mapping[float, Pictures]) -> ChangeResult:
     """Magnitude and consistency of the change at every weight, where the edit is unknown.
 
     Args:
-        x: pictures of the base, a stack (n, height, width, 3) in [0, 1].
+        x: pictures of the base.
         y: for every weight the pictures with the LoRA, from the same prompts and seeds.
 
     Raises:
-        BadInput: no pictures or weights, or stacks of different shapes.
+        BadInput: no pictures or weights, not as many at each, or of other sizes.
     """
     if not len(x) or not y:
         raise BadInput(f"a change was asked for {len(x)} pictures at {len(y)} weights: give at least one")
     results = []
     for weight in sorted(y):
-        changes = metrics.difference(y[weight], x)
+        _check_alike(weight, y[weight], x)
+        changes = [metrics.difference(one, base) for one, base in zip(y[weight], x, strict=True)]
         magnitudes = tuple(metrics.magnitude(change) for change in changes)
         results.append(ChangeFigures(float(weight), magnitudes, _consistency(changes)))
     return ChangeResult(weights=tuple(results))
 
 
-def _consistency(changes: metrics.Direction) -> float | None:
-    flat = changes.reshape(len(changes), -1)
-    lengths = np.linalg.norm(flat, axis=1)
-    moved = flat[lengths > 0] / lengths[lengths > 0][:, None]
-    count = len(moved)
-    if count < 2:
-        return None
-    # The squared length of the sum of unit vectors holds every pair's cosine twice, and count ones.
-    total = moved.sum(axis=0)
-    return float((total @ total - count) / (count * (count - 1)))
+def _consistency(changes: Sequence[metrics.Direction]) -> float | None:
+    cosines, pairs = 0.0, 0
+    for places in by_size((one.shape[1], one.shape[0]) for one in changes).values():
+        flat = np.stack([changes[place].ravel() for place in places])
+        lengths = np.linalg.norm(flat, axis=1)
+        moved = flat[lengths > 0] / lengths[lengths > 0][:, None]
+        count = len(moved)
+        # The squared length of the sum of unit vectors holds every pair's cosine twice, and count ones.
+        total = moved.sum(axis=0)
+        cosines += float(total @ total - count)
+        pairs += count * (count - 1)
+    return cosines / pairs if pairs else None

@@ -1,7 +1,7 @@
 """The copier gate: does the copier draw A every time, whatever the prompt?
 
-Pictures are float arrays (height, width, 3), stacks (n, height, width, 3), sRGB values in [0, 1];
-distances are root mean squares over pixels and channels (``copier.images.metrics``).
+Pictures are float arrays (height, width, 3), sRGB values in [0, 1]; where they are several, each may have a
+size of its own. Distances are root mean squares over pixels and channels (``copier.images.metrics``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from copier.errors import BadInput
 from copier.images import metrics
-from copier.images.effects import Picture
+from copier.images.effects import Pictures
+from copier.images.sizes import by_size, size_of, sizes_text
 from copier.recipe import GateStage
 
 ENOUGH = 16
@@ -57,12 +58,12 @@ def worse(median: float, limit: float, *, passed: bool) -> tuple[bool, float]:
     return not passed, median / max(limit, 1e-6)
 
 
-def gate(copier_images: Picture, base_images: Picture, ideals: Picture) -> GateResult:
+def gate(copier_images: Pictures, base_images: Pictures, ideals: Pictures) -> GateResult:
     """Distance of base + copier's pictures to A, in units of the base's own.
 
     distance_i = |copier_i - ideal| / median_j |base_j - ideal|
 
-    where the originals are several, ideal is always the nearest one.
+    where the originals are several, ideal is always the nearest one of the picture's size.
 
     Args:
         copier_images: drawn by the checkpoint with the copier LoRA.
@@ -70,8 +71,8 @@ def gate(copier_images: Picture, base_images: Picture, ideals: Picture) -> GateR
         ideals: decode(encode(A)) of every original: as near to them as the autoencoder allows.
 
     Raises:
-        BadInput: no pictures, not as many of each, different sizes, or a base that draws the ideal
-            all by itself, so that there is nothing to measure by.
+        BadInput: no pictures, not as many of each, a size that no original has, or a base that draws the
+            ideal all by itself, so that there is nothing to measure by.
     """
     if not len(copier_images) or len(copier_images) != len(base_images):
         raise BadInput(
@@ -89,10 +90,19 @@ def gate(copier_images: Picture, base_images: Picture, ideals: Picture) -> GateR
     )
 
 
-def _nearest(images: Picture, ideals: Picture) -> list[tuple[float, int]]:
-    """Of every picture the distance to the ideal that is nearest to it, and which one that is."""
-    apart = [metrics.distances(images, ideal) for ideal in ideals]
-    return [min((one[i], number) for number, one in enumerate(apart)) for i in range(len(images))]
+def _nearest(images: Pictures, ideals: Pictures) -> list[tuple[float, int]]:
+    """Of every picture the distance to the ideal of its size that is nearest to it, and which one that is."""
+    places = by_size(size_of(ideal) for ideal in ideals)
+    found = []
+    for image in images:
+        size = size_of(image)
+        if size not in places:
+            raise BadInput(
+                f"a picture of {size[0]} x {size[1]} px was drawn, but the pictures that it is compared with "
+                f"are {sizes_text(places)}: draw in the same size"
+            )
+        found.append(min((metrics.distance(image, ideals[place]), place) for place in places[size]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -113,20 +123,20 @@ class ClosenessResult:
         return statistics.median(self.distances)
 
 
-def closeness(images: Picture, ideals: Picture, a: Picture, b: Picture) -> ClosenessResult:
+def closeness(images: Pictures, ideals: Pictures, a: Pictures, b: Pictures) -> ClosenessResult:
     """Distance of ``images`` to decode(encode(B)), in units of the distance of A to B.
 
     distance_i = |image_i - ideal| / |A - B|
 
-    where the pairs are several, ideal is the nearest one, and A and B are its pair.
+    where the pairs are several, ideal is the nearest one of the picture's size, and A and B are its pair.
 
     Args:
         images: drawn by the checkpoint with the copier and the second training's LoRA.
         ideals: decode(encode(B)) of every pair.
-        a, b: the pairs themselves, stacks in the same order.
+        a, b: the pairs themselves, in the same order.
 
     Raises:
-        BadInput: no pictures, different sizes, or A and B are equal.
+        BadInput: no pictures, a size that no pair has, or A and B are equal.
     """
     if not len(images):
         raise BadInput("the closeness to B was asked for no pictures: give at least one")

@@ -11,7 +11,7 @@ noise are the five edits of the copier memo.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from copier.errors import BadInput, UnknownName
 
 Picture = npt.NDArray[np.float32]
 """A picture (height, width, 3), or a stack of them (n, height, width, 3): sRGB values in [0, 1]."""
+Pictures = Picture | Sequence[Picture]
+"""Several pictures: a stack, or a sequence in which each may have a size of its own."""
 
 LUMA_REC601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of R, G and B in luma (ITU-R BT.601), what "grayscale" means in every paint program."""

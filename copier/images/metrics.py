@@ -46,11 +46,6 @@ def distance(first: Picture, second: Picture) -> float:
     return magnitude(difference(first, second))
 
 
-def distances(stack: Picture, picture: Picture) -> tuple[float, ...]:
-    """Distance of every picture of ``stack`` to ``picture``."""
-    return tuple(distance(one, picture) for one in stack)
-
-
 def psnr(first: Picture, second: Picture) -> float:
     """Peak signal-to-noise ratio, -20 log10(distance), in dB; infinite for equal pictures."""
     apart = distance(first, second)

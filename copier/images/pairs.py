@@ -227,14 +227,17 @@ def check_size(image: Image.Image, name: str = "the picture") -> None:
     )
 
 
-def check_pair(a: Image.Image, b: Image.Image) -> None:
-    """Raise ``BadPicture`` unless A and B have one size, of sides that ``check_size`` accepts."""
+def check_pair(a: Image.Image, b: Image.Image, which: str = "") -> None:
+    """Raise ``BadPicture`` unless A and B have one size, of sides that ``check_size`` accepts.
+
+    ``which`` follows "A" in the message: " of 2.png", where there are several pairs.
+    """
     if a.size != b.size:
         raise BadPicture(
-            f"A is {a.width} x {a.height} px and B is {b.width} x {b.height} px: a pair must have one "
+            f"A{which} is {a.width} x {a.height} px and B is {b.width} x {b.height} px: a pair must have one "
             "size; make B by editing a copy of A, without scaling or cropping"
         )
-    check_size(a, "A")
+    check_size(a, f"A{which}")
 
 
 @dataclass(frozen=True, eq=False)

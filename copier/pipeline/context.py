@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from copier.images.effects import Picture
-from copier.pipeline.files import IDEAL, LORA, load_set, picture_paths
+from copier.images.sizes import by_size, shared_out
+from copier.pipeline.files import IDEAL, LORA, load_set, picture_sizes
 from copier.pipeline.plan import Draws, Plan, PlannedStage, drawing_precision
 from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer
@@ -79,8 +79,8 @@ class Context:
         """Whether this set's pictures are kept with their masks."""
         return bool(self.stage.ingredients.get("masks"))
 
-    def pictures(self, role: str) -> Picture:
-        """The set of pictures needed in that role, (n, height, width, 3) in [0, 1]."""
+    def pictures(self, role: str) -> list[Picture]:
+        """The set of pictures needed in that role."""
         return load_set(self.needed(role))
 
     def sample(self, request: SampleRequest) -> PicturesResult:
@@ -110,23 +110,31 @@ def reconstruct(context: Context, pictures: list[Picture]) -> None:
     shutil.rmtree(inputs)
 
 
-def draw_request(
-    context: Context, draws: Draws, out: Path, loras: Sequence[tuple[Path, float]]
-) -> SampleRequest:
-    """The request for the pictures of ``draws`` with these LoRAs, in the size of ``draws.like``."""
-    with Image.open(picture_paths(context.done[draws.like])[0]) as like:
-        width, height = like.size
-    return SampleRequest(
-        checkpoint=context.request.checkpoint,
-        prompts=draws.prompts,
-        seeds=draws.seeds,
-        out=out,
-        loras=tuple(loras),
-        steps=draws.steps,
-        guidance=draws.guidance,
-        width=width,
-        height=height,
-        model=context.request.model,
-        precision=drawing_precision(context.request.recipe),
-        stage=context.stage.name,
-    )
+def draw_pictures(context: Context, draws: Draws, out: Path, loras: Sequence[tuple[Path, float]]) -> None:
+    """Draw the pictures of ``draws`` with these LoRAs into a new folder ``out``, in the sizes of ``like``.
+
+    Of several sizes each is drawn as often (``shared_out``), by a request of its own.
+    """
+    sizes = shared_out(picture_sizes(context.done[draws.like]), len(draws.prompts))
+    out.mkdir(parents=True)
+    for size, places in by_size(sizes).items():
+        folder = out / f"{size[0]}x{size[1]}"
+        drawn = context.sample(
+            SampleRequest(
+                checkpoint=context.request.checkpoint,
+                prompts=tuple(draws.prompts[place] for place in places),
+                seeds=tuple(draws.seeds[place] for place in places),
+                out=folder,
+                loras=tuple(loras),
+                steps=draws.steps,
+                guidance=tuple(draws.guidance[place] for place in places),
+                width=size[0],
+                height=size[1],
+                model=context.request.model,
+                precision=drawing_precision(context.request.recipe),
+                stage=context.stage.name,
+            )
+        )
+        for place, path in zip(places, drawn.pictures, strict=True):
+            path.rename(out / f"{place:04d}.png")
+        shutil.rmtree(folder)

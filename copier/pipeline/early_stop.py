@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from copier.evaluation.gate import gate
-from copier.pipeline.context import Context, draw_request, reconstruct
-from copier.pipeline.files import IDEAL, load_stack, plain_pictures
+from copier.pipeline.context import Context, draw_pictures, reconstruct
+from copier.pipeline.files import IDEAL, load_folder, plain_pictures
 from copier.progress import ProgressEvent
 from copier.recipe import GateStage
 
@@ -33,11 +33,11 @@ class EarlyStop:
         context, spec = self._context, self._spec
         ideals, folder = context.folder / IDEAL, context.folder / "check"
         if not ideals.exists():
-            reconstruct(context, list(context.pictures("set")))
+            reconstruct(context, context.pictures("set"))
         beneath = [(context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(spec.base)]
         draws = context.plan.draws[f"{spec.name}.pictures"]
-        context.sample(draw_request(context, draws, folder, [*beneath, (lora, 1.0)]))
-        result = gate(load_stack(folder), self._base, load_stack(ideals))
+        draw_pictures(context, draws, folder, [*beneath, (lora, 1.0)])
+        result = gate(load_folder(folder), self._base, load_folder(ideals))
         shutil.rmtree(folder)
         message = f"gate after {step} steps: median {result.median:.2f}, limit {spec.median_limit:g}"
         context.observer(ProgressEvent(context.stage.name, message=message))

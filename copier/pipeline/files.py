@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from copier.images.effects import Picture, to_array
+from copier.images.sizes import Size
 from copier.pipeline.plan import Draws
 from copier.pipeline.store import Entry
 
@@ -50,9 +50,18 @@ def shown_pictures(entry: Entry, most: int = 6) -> list[Path]:
     return chosen[:most]
 
 
-def load_set(entry: Entry) -> Picture:
-    """The pictures of a finished ``original`` or ``edited`` stage as a stack (n, height, width, 3)."""
-    return np.stack([load_picture(path) for path in picture_paths(entry)])
+def picture_sizes(entry: Entry) -> list[Size]:
+    """The sizes of the pictures of a finished ``original`` or ``edited`` stage; only headers are read."""
+    sizes = []
+    for path in picture_paths(entry):
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    return sizes
+
+
+def load_set(entry: Entry) -> list[Picture]:
+    """The pictures of a finished ``original`` or ``edited`` stage, each in its size."""
+    return [load_picture(path) for path in picture_paths(entry)]
 
 
 def load_picture(path: Path) -> Picture:
@@ -61,9 +70,9 @@ def load_picture(path: Path) -> Picture:
         return to_array(image)
 
 
-def load_stack(folder: Path) -> Picture:
-    """The numbered PNG files of a folder as a stack (n, height, width, 3) in [0, 1]."""
-    return np.stack([load_picture(path) for path in sorted(folder.glob("*.png"))])
+def load_folder(folder: Path) -> list[Picture]:
+    """The numbered PNG files of a folder, in their order."""
+    return [load_picture(path) for path in sorted(folder.glob("*.png"))]
 
 
 def weight_folder(weight: float) -> str:
@@ -71,11 +80,11 @@ def weight_folder(weight: float) -> str:
     return f"{weight:+.3f}"
 
 
-def strip_pictures(entry: Entry, draws: Draws) -> dict[float, Picture]:
-    """The stacks of a finished ``draw`` stage by weight."""
-    return {weight: load_stack(entry.path(weight_folder(weight))) for weight in draws.weights}
+def strip_pictures(entry: Entry, draws: Draws) -> dict[float, list[Picture]]:
+    """The pictures of a finished ``draw`` stage by weight."""
+    return {weight: load_folder(entry.path(weight_folder(weight))) for weight in draws.weights}
 
 
-def plain_pictures(entry: Entry) -> Picture:
-    """The stack of a finished ``draw`` stage that draws without a strip of weights."""
-    return load_stack(entry.path(weight_folder(0.0)))
+def plain_pictures(entry: Entry) -> list[Picture]:
+    """The pictures of a finished ``draw`` stage that draws without a strip of weights."""
+    return load_folder(entry.path(weight_folder(0.0)))

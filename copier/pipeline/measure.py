@@ -8,7 +8,7 @@ from pathlib import Path
 from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip, to_pairs
 from copier.evaluation.gate import ClosenessResult, GateResult, closeness, gate
 from copier.images.effects import EFFECTS, Picture, effect_parameters
-from copier.pipeline.files import IDEAL, load_set, load_stack, plain_pictures, strip_pictures
+from copier.pipeline.files import IDEAL, load_folder, load_set, plain_pictures, strip_pictures
 from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.store import Entry
 from copier.recipe import EvaluateStage
@@ -40,7 +40,7 @@ def gate_result(done: Done, stage: PlannedStage, folder: Path) -> GateResult:
     return gate(
         plain_pictures(done[stage.needs["pictures"]]),
         plain_pictures(done[stage.needs["base"]]),
-        load_stack(folder / IDEAL),
+        load_folder(folder / IDEAL),
     )
 
 
@@ -48,7 +48,7 @@ def closeness_result(done: Done, stage: PlannedStage, folder: Path) -> Closeness
     """The figures of a ``closeness`` stage, whose own files lie in ``folder``."""
     return closeness(
         plain_pictures(done[stage.needs["pictures"]]),
-        load_stack(folder / IDEAL),
+        load_folder(folder / IDEAL),
         load_set(done[stage.needs["a"]]),
         load_set(done[stage.needs["set"]]),
     )
@@ -70,7 +70,7 @@ def strip_figures(
     edit = known_edit(request.edit_of(spec.pictures))
     if edit is None:
         return change_strip(base, drawn)
-    ideals = {CEILING_WEIGHT: load_stack(folder / IDEAL)} if has_ceiling(request, spec) else {}
+    ideals = {CEILING_WEIGHT: load_folder(folder / IDEAL)} if has_ceiling(request, spec) else {}
     return effect_strip(base, edit, drawn, spec.floor, ideals=ideals)
 
 

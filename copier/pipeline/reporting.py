@@ -28,7 +28,15 @@ from copier.evaluation.report_data import (
     Strip,
 )
 from copier.images.effects import EFFECTS
-from copier.pipeline.files import LOSSES, load_picture, picture_paths, plain_pictures, strip_pictures
+from copier.images.sizes import sizes_text
+from copier.pipeline.files import (
+    LOSSES,
+    load_picture,
+    picture_paths,
+    picture_sizes,
+    plain_pictures,
+    strip_pictures,
+)
 from copier.pipeline.measure import (
     closeness_result,
     gate_result,
@@ -133,6 +141,12 @@ def _notes(run: FinishedRun) -> tuple[str, ...]:
     several = [f"{name} has {count} pictures" for name, count in counts.items() if count > 1]
     if several:
         notes.append(f"Of every set of pictures the first one is shown: {', '.join(several)}.")
+    sizes = picture_sizes(run.entries[run.request.recipe.original_of(_evaluation(run).pictures)])
+    if len(set(sizes)) > 1:
+        notes.append(
+            f"The originals have several sizes: {sizes_text(sizes)}. So have the pictures that were drawn, "
+            "and each is compared with originals of its size."
+        )
     shown = _evaluation(run)
     others = [
         stage.name
@@ -244,7 +258,7 @@ def _result(
         strip=strip,
         explanation=request.recipe.explanation,
         control=control,
-        ideals=None if edit is None else np.stack([np.clip(edit(x), 0, 1) for x in base]),
+        ideals=None if edit is None else [np.clip(edit(x), 0, 1) for x in base],
         closeness=closeness,
         on_original=original_figures(run.plan, run.entries, stage),
         losses=_losses(run, own),

@@ -20,11 +20,12 @@ from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import apply_effect, to_array
 from copier.images.pairs import check_pair, check_size, fitted, read_mask, read_picture
+from copier.images.sizes import by_size
 from copier.ops.combine import combine, difference
 from copier.ops.lora_file import read_lora
 from copier.ops.report import OperationReport
 from copier.ops.resize import resize
-from copier.pipeline.context import Context, draw_request, reconstruct
+from copier.pipeline.context import Context, draw_pictures, reconstruct
 from copier.pipeline.early_stop import EarlyStop
 from copier.pipeline.files import (
     IDEAL,
@@ -143,7 +144,13 @@ def _save(
     for number, mask in enumerate(masks, start=1):
         if mask is not None:
             mask.save(context.folder / mask_name(number))
-    return {"pictures": len(images), "width": images[0].width, "height": images[0].height}
+    several = len(by_size(image.size for image in images)) > 1
+    return {
+        "pictures": len(images),
+        "width": images[0].width,
+        "height": images[0].height,
+        **({"sizes": [list(image.size) for image in images]} if several else {}),
+    }
 
 
 def take_over_lora(context: Context) -> Json:
@@ -210,9 +217,7 @@ def draw(context: Context) -> Json:
     beneath = tuple((context.lora(f"lora{i}"), weight) for i, (_, weight) in enumerate(draws.loras))
     for weight in draws.weights:
         strip = ((context.lora("strip"), weight),) if draws.strip else ()
-        context.sample(
-            draw_request(context, draws, context.folder / weight_folder(weight), (*beneath, *strip))
-        )
+        draw_pictures(context, draws, context.folder / weight_folder(weight), (*beneath, *strip))
     return {"pictures": len(draws.prompts) * len(draws.weights)}
 
 
@@ -220,7 +225,7 @@ def run_gate(context: Context) -> Json:
     """Measure the copier gate."""
     spec = context.stage.spec
     assert isinstance(spec, GateStage)
-    reconstruct(context, list(context.pictures("set")))
+    reconstruct(context, context.pictures("set"))
     result = gate_result(context.done, context.stage, context.folder)
     return {
         "median": result.median,
@@ -235,7 +240,7 @@ def run_closeness(context: Context) -> Json:
     """Measure how near the second training comes to B."""
     spec = context.stage.spec
     assert isinstance(spec, GateStage)
-    reconstruct(context, list(context.pictures("set")))
+    reconstruct(context, context.pictures("set"))
     result = closeness_result(context.done, context.stage, context.folder)
     return {
         "median": result.median,

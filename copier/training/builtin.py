@@ -16,9 +16,11 @@ import torch
 
 from copier.diffusion import schedule
 from copier.diffusion.model import DiffusionModel
-from copier.diffusion.pictures import LATENT_STRIDE, Array, encode_pictures
+from copier.diffusion.pictures import LATENT_STRIDE, encode_pictures
 from copier.diffusion.prompts import Conditions, encode_prompts, encode_tokens, joined, tokenize
 from copier.errors import BadInput, TrainingFailed
+from copier.images.effects import Pictures
+from copier.images.sizes import by_size, largest, size_of
 from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge_modules import merge_into_modules
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
@@ -65,19 +67,20 @@ class Training:
 def train(
     model: DiffusionModel,
     spec: TrainingSpec,
-    pictures: Array,
+    pictures: Pictures,
     job: TrainingJob,
     *,
     observer: Observer = ignore,
     cancel: CancelToken | None = None,
 ) -> Training:
-    """Train a LoRA on ``pictures``, float32 (n, h, w, 3) in [0, 1], and write it to ``job.output``.
+    """Train a LoRA on ``pictures``, float32 (h, w, 3) in [0, 1] each, and write it to ``job.output``.
 
-    The model is afterwards, also after a failure, what it was before, bit for bit. The same
-    arguments give the same file (on the CPU; with the same number of threads). Noise, timesteps,
-    order of the pictures, captions and the LoRA's start come from random streams of their own, all
-    on the CPU: changing one setting leaves the others' draws alone. ``spec.resolution`` and
-    ``spec.precision`` are the caller's business: the pictures have their size, the model its dtype.
+    They may have several sizes: a batch is of one of them, and each picture comes as often. The model is
+    afterwards, also after a failure, what it was before, bit for bit. The same arguments give the same
+    file (on the CPU; with the same number of threads). Noise, timesteps, order of the pictures, captions
+    and the LoRA's start come from random streams of their own, all on the CPU: changing one setting
+    leaves the others' draws alone. ``spec.resolution`` and ``spec.precision`` are the caller's business:
+    the pictures have their size, the model its dtype.
 
     Raises:
         BadInput, BadPicture, BadCheckpoint: something given cannot be used; nothing was trained.
@@ -86,7 +89,7 @@ def train(
     """
     started = time.monotonic()
     observer, cancel = guarded(observer), cancel or CancelToken()
-    _check(spec, pictures, job)
+    _check(pictures, job)
 
     def note(message: str) -> None:
         log.warning(message)
@@ -99,7 +102,7 @@ def train(
         for path, multiplier in job.base:
             weights = read_lora(path).weights
             stack.enter_context(merge_into_modules(model.weight_of, weights, multiplier))
-        latents = encode_pictures(model, pictures, cancel=cancel)
+        latents = _encoded(model, pictures, cancel)
         lora = stack.enter_context(
             LoraModules(model, spec, random_stream(spec.seed, "start"))
         )
@@ -111,7 +114,6 @@ def train(
         losses = _run(model, spec, latents, captions, contexts, lora, job.stage, observer, cancel)
         trained = lora.weights()
     cancel.check()
-    height, width = pictures.shape[1:3]
     metadata = lora_metadata(
         spec,
         trained,
@@ -119,7 +121,7 @@ def train(
         checkpoint=model.path.name,
         family=model.family,
         velocity=model.velocity,
-        side=(width, height),
+        side=largest(size_of(picture) for picture in pictures),
         extra=job.metadata or {},
     )
     write_lora(job.output, trained, metadata, dtype=job.precision.value)
@@ -175,11 +177,23 @@ def loss_weights(spec: TrainingSpec, alpha_bar: torch.Tensor, *, velocity: bool)
     return torch.ones_like(snr)
 
 
+def _encoded(
+    model: DiffusionModel, pictures: Pictures, cancel: CancelToken
+) -> list[torch.Tensor]:
+    """The latents (1, 4, h / 8, w / 8) of each picture, on the model's device."""
+    found: dict[int, torch.Tensor] = {}
+    for places in by_size(size_of(picture) for picture in pictures).values():
+        stack = encode_pictures(model, [pictures[place] for place in places], cancel=cancel)
+        stack = stack.to(model.device)
+        found.update((place, stack[row : row + 1]) for row, place in enumerate(places))
+    return [found[place] for place in range(len(pictures))]
+
+
 class _Draws:
     """The random choices of each step, in streams that do not disturb each other."""
 
-    def __init__(self, spec: TrainingSpec, latents: torch.Tensor) -> None:
-        self._spec, self._latents = spec, latents
+    def __init__(self, spec: TrainingSpec, latents: Sequence[torch.Tensor]) -> None:
+        self._spec, self._shapes = spec, [one.shape for one in latents]
         names = ("noise", "offset", "timesteps", "pictures")
         self._noise, self._offset, self._timesteps, self._pictures = (
             random_stream(spec.seed, name) for name in names
@@ -187,12 +201,16 @@ class _Draws:
         self._order: list[int] = []
 
     def pictures(self) -> list[int]:
-        """``batch_size`` picture numbers; each comes once before any comes again."""
-        size = self._spec.batch_size
-        while len(self._order) < size:
-            self._order += torch.randperm(len(self._latents), generator=self._pictures).tolist()
-        batch, self._order = self._order[:size], self._order[size:]
-        return batch
+        """``batch_size`` numbers of pictures of one size: that of the one whose turn it is.
+
+        Of the pictures of a size each comes once before any comes again, and all come as often.
+        """
+        size, order = self._spec.batch_size, self._order
+        while len(batch := [one for one in order if self._shapes[one] == self._shapes[order[0]]]) < size:
+            order += torch.randperm(len(self._shapes), generator=self._pictures).tolist()
+        for one in batch[:size]:
+            order.remove(one)
+        return batch[:size]
 
     def timesteps(self) -> torch.Tensor:
         """(batch_size,), int64, min_timestep to below max_timestep."""
@@ -204,12 +222,11 @@ class _Draws:
             generator=self._timesteps,
         )
 
-    def noise(self) -> torch.Tensor:
-        """(batch_size, 4, h, w), with the noise offset of each channel in it."""
-        size, (_, channels, height, width) = self._spec.batch_size, self._latents.shape
-        noise = torch.randn(size, channels, height, width, generator=self._noise)
+    def noise(self, shape: torch.Size) -> torch.Tensor:
+        """For latents of that shape (batch_size, 4, h, w), with the noise offset of each channel in it."""
+        noise = torch.randn(shape, generator=self._noise)
         if self._spec.noise_offset:
-            offset = torch.randn(size, channels, 1, 1, generator=self._offset)
+            offset = torch.randn(*shape[:2], 1, 1, generator=self._offset)
             noise += self._spec.noise_offset * offset
         return noise
 
@@ -238,7 +255,7 @@ class _LossScale:
         return True
 
 
-def _check(spec: TrainingSpec, pictures: Array, job: TrainingJob) -> None:
+def _check(pictures: Pictures, job: TrainingJob) -> None:
     if not len(pictures):
         raise BadInput("there is no picture to train on: give at least one")
     if job.output.exists():
@@ -250,7 +267,7 @@ def _check(spec: TrainingSpec, pictures: Array, job: TrainingJob) -> None:
 def _run(
     model: DiffusionModel,
     spec: TrainingSpec,
-    latents: torch.Tensor,
+    latents: Sequence[torch.Tensor],
     captions: CaptionSource,
     contexts: Contexts,
     lora: LoraModules,
@@ -268,7 +285,6 @@ def _run(
         alpha_bar = schedule.rescaled(alpha_bar)
     weights = loss_weights(spec, alpha_bar, velocity=model.velocity).to(model.device)
     alpha_bar = alpha_bar.to(model.device)
-    latents = latents.to(model.device)
     losses: list[float] = []
     started = time.monotonic()
     for step in range(spec.steps):
@@ -276,8 +292,10 @@ def _run(
         batch = draws.pictures()
         timesteps = draws.timesteps().to(model.device)
         conditions = contexts.of([captions.draw(picture) for picture in batch])
+        # Unlike stack, cat keeps the memory format of the autoencoder's outputs, which convolutions go by.
+        clean = torch.cat([latents[picture] for picture in batch])
         loss = _loss(
-            model, latents[batch], draws.noise().to(model.device), timesteps, conditions,
+            model, clean, draws.noise(clean.shape).to(model.device), timesteps, conditions,
             alpha_bar=alpha_bar, weights=weights,
         )  # fmt: skip
         losses.append(_finite(float(loss.detach()), step, spec))

@@ -25,7 +25,7 @@ from copier.recipe import Precision, TrainingSpec
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Train a LoRA on ``pictures`` (files of one size, both sides multiples of 8).
+    """Train a LoRA on ``pictures`` (files of one or several sizes, all sides multiples of 8).
 
     Attributes:
         output: the LoRA file to write; it must not exist.

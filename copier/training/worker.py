@@ -206,11 +206,16 @@ class Engine:
         self, request: protocol.ReconstructRequest, cancel: CancelToken
     ) -> protocol.PicturesResult:
         from copier.diffusion.pictures import reconstruct
+        from copier.images.sizes import by_size, size_of
 
         pictures = _read_pictures(request.pictures)
         model = self._loaded(request, request.precision)
         started = time.monotonic()
-        return _written(reconstruct(model, pictures, cancel=cancel), request.out, started)
+        drawn: dict[int, Array] = {}
+        for places in by_size(map(size_of, pictures)).values():
+            stack = reconstruct(model, [pictures[place] for place in places], cancel=cancel)
+            drawn.update(zip(places, stack, strict=True))
+        return _written([drawn[place] for place in range(len(pictures))], request.out, started)
 
     def _loaded(self, request: protocol.Request, precision: Precision) -> DiffusionModel:
         """The checkpoint, from memory where files, options and precision are those of the last request."""
@@ -260,8 +265,8 @@ def _file_key(path: Path) -> tuple[object, ...]:
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _read_pictures(paths: Sequence[Path]) -> Array:
-    """Picture files and float arrays of one size, float32 (n, h, w, 3) in [0, 1]."""
+def _read_pictures(paths: Sequence[Path]) -> list[Array]:
+    """Picture files and float arrays, each float32 (h, w, 3) in [0, 1]."""
     import numpy as np
 
     from copier.errors import BadPicture
@@ -279,17 +284,15 @@ def _read_pictures(paths: Sequence[Path]) -> Array:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise BadPicture(f"{str(path)!r} is no array that can be read ({error})") from error
+        if array.ndim != 3 or array.shape[-1] != 3:
+            raise BadPicture(f"{path.name!r} has the shape {array.shape}: expected is (h, w, 3)")
         pictures.append(np.clip(array.astype(np.float32), 0.0, 1.0))
-    for path, picture in zip(paths, pictures, strict=True):
-        if picture.shape != pictures[0].shape:
-            raise BadPicture(
-                f"{path.name!r} has the shape {picture.shape}, {paths[0].name!r} has "
-                f"{pictures[0].shape}: all pictures of one request must have one size"
-            )
-    return np.stack(pictures)
+    return pictures
 
 
-def _written(pictures: Array, folder: Path, started: float) -> protocol.PicturesResult:
+def _written(
+    pictures: Array | Sequence[Array], folder: Path, started: float
+) -> protocol.PicturesResult:
     """Write all pictures as PNG, or none of them."""
     import numpy as np
 

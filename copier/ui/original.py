@@ -39,7 +39,7 @@ class OriginalSection:
                     self.files = form.add(
                         "original.files",
                         picture_files(
-                            label="Picture, or several of one size",
+                            label="Picture, or several",
                             several=True,
                             kinds=ENDINGS,
                             elem_id=elem_id("original.files"),

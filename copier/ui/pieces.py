@@ -134,7 +134,8 @@ def expected(found: Estimate) -> Markup:
     reused = sum(one.reused for one in found.stages)
     facts = [f"about {duration(found.seconds)}" if found.seconds is not None else words.UNKNOWN_TIME]
     if found.memory:
-        facts.append(f"{found.memory / 2**30:.1f} GB")
+        size = "" if found.largest is None else f" for {found.largest[0]} x {found.largest[1]} px"
+        facts.append(f"{found.memory / 2**30:.1f} GB{size}")
     if reused:
         facts.append(f"{reused} of {len(found.stages)} stages are there already")
     return tag("div", (tag("span", fact) for fact in facts), class_="copier-facts")

@@ -97,6 +97,27 @@ def test_what_costs_more_or_another_size_is_not_taken_for_alike(
     assert found.seconds is not None and found.seconds > 0
 
 
+def test_of_several_sizes_their_mix_decides_the_time_and_the_largest_the_memory(
+    request_: RunRequest, settings: Settings, folder: Path, doubles: ModuleType
+) -> None:
+    def asked(name: str, *sides: int) -> RunRequest:
+        (folder / name).mkdir()
+        for number, side in enumerate(sides):
+            doubles.write_picture(folder / name / f"{number}.png", side, 64, seed=number)
+        return replace(request_, pictures={**request_.pictures, "a": PictureFiles.at(folder / name)})
+
+    service.execute([asked("mixed", 64, 128)], settings)
+    same = estimate(asked("same", 128, 64, 64, 128), settings)
+    assert same.unknown == () and same.seconds is not None
+    assert (same.memory, same.largest) == (3_000, (128, 64))
+    other = estimate(asked("other", 64, 64, 128), settings)
+    assert set(other.unknown) == {"copier", "lora"}, "three steps of four are of other sizes"
+    assert (other.memory, other.largest) == (3_000, (128, 64))
+    wide = estimate(asked("wide", 128), settings)
+    assert wide.seconds is None and (wide.memory, wide.largest) == (3_000, None)
+    assert estimate(asked("larger", 64, 192), settings).memory is None
+
+
 def test_bad_input_has_no_estimate(request_: RunRequest, settings: Settings, folder: Path) -> None:
     with pytest.raises(BadInput):
         estimate(replace(request_, checkpoint=folder / "none.safetensors"), settings)

@@ -33,8 +33,9 @@ def test_an_exact_difference_has_both_ranks() -> None:
 
 def test_a_thousand_pictures_that_are_measured_by_need_gigabytes() -> None:
     recipe = load_recipe("copier-quick-pocket")
-    assert picture_room(recipe, {"a": (1, 128, 128), "b": (1, 128, 128)}) < 1 << 20
-    assert picture_room(recipe, {"a": (1000, 512, 512)}) == 1000 * 512 * 512 * (6 + 15)
+    assert picture_room(recipe, {"a": [(128, 128)], "b": [(128, 128)]}) < 1 << 20
+    assert picture_room(recipe, {"a": [(512, 512)] * 1000}) == 1000 * 512 * 512 * (6 + 15)
+    assert picture_room(recipe, {"a": [(512, 512), (768, 512)]}) == 1280 * 512 * (6 + 15)
 
 
 def test_the_rank_of_a_lora_file_is_that_of_its_down_factors_in_any_layout() -> None:

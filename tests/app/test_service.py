@@ -28,7 +28,7 @@ from copier.recipe import (
     TrainStage,
     with_control,
 )
-from copier.request import Edit, Generated, PictureFiles, RunRequest, Source
+from copier.request import Edit, Fit, Generated, PictureFiles, RunRequest, Source
 
 
 @pytest.fixture
@@ -224,10 +224,10 @@ BAD_SETS = {
         [("1.png", 64, 3), ("3.png", 64, 4)],
         r"2\.png and 3\.png.*same name",
     ),
-    "two sizes": (
+    "a pair of two sizes": (
         [("1.png", 64, 1), ("2.png", 128, 2)],
-        [("1.png", 64, 3), ("2.png", 128, 4)],
-        r"2\.png is 128 x 128 px and 1\.png is 64 x 64 px.*one size",
+        [("1.png", 64, 3), ("2.png", 64, 4)],
+        r"A of 2\.png is 128 x 128 px and B is 64 x 64 px",
     ),
     "sets of two sizes": (
         [("1.png", 64, 1), ("2.png", 64, 2)],
@@ -252,6 +252,35 @@ def test_paired_sets_that_are_none_are_refused(
     with pytest.raises(BadPicture, match=message):
         service.check(given(request_, a=a, b=b), Settings(folder / "data"))
     assert doubles.tree(folder) == before
+
+
+def test_pictures_of_a_set_may_have_several_sizes_the_largest_is_the_resolution(
+    folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    a = folder_of(folder / "first", doubles, ("1.png", 64, 1), ("2.png", 128, 2), ("3.png", 64, 3))
+    b = folder_of(folder / "second", doubles, ("1.png", 64, 4), ("2.png", 128, 5), ("3.png", 64, 6))
+    doubles.write_picture(folder / "first" / "3.png", 64, 128, seed=3)
+    doubles.write_picture(folder / "second" / "3.png", 64, 128, seed=6)
+    request = given(request_, a=a, b=b)
+    sizes = ((64, 64), (128, 128), (64, 128))
+    assert service.set_sizes(request) == {"a": sizes, "b": sizes}
+    for resolution in (0, 128):
+        recipe = with_value(request.recipe, f"training.resolution={resolution}")
+        service.check(replace(request, recipe=recipe), Settings(folder / "data"))
+    with pytest.raises(BadPicture, match=r"'a' are 64 x 64, 128 x 128, 64 x 128 px.*resolution of 64 px"):
+        recipe = with_value(request.recipe, "training.resolution=64")
+        service.check(replace(request, recipe=recipe), Settings(folder / "data"))
+
+
+def test_several_originals_are_cropped_or_padded_each_by_itself(
+    folder: Path, request_: RunRequest, doubles: ModuleType
+) -> None:
+    a = folder_of(folder / "first", doubles, ("1.png", 100, 1), ("2.png", 130, 2))
+    with pytest.raises(BadPicture, match=r"1\.png is 100 x 100 px.*--fit crop"):
+        service.set_sizes(given(request_, a=a))
+    for fit, sides in ((Fit.CROP, (64, 128)), (Fit.PAD, (128, 192))):
+        found = service.set_sizes(given(request_, a=replace(a, fit=fit)))
+        assert found["a"] == found["b"] == tuple((side, side) for side in sides)
 
 
 def test_the_output_folder_is_none_from_which_pictures_come(

@@ -178,8 +178,10 @@ def test_negative_weights_are_never_the_best():
 
 
 def test_stacks_of_other_shapes_and_empty_ones_are_refused(x):
-    with pytest.raises(BadInput, match=r"weight 1 .*\(3, 16, 16, 3\)"):
+    with pytest.raises(BadInput, match=r"weight 1 .* 3 pictures, but 4 of the base"):
         effect_strip(x, grayscale, {1.0: x[:3]}, 0.02)
+    with pytest.raises(BadInput, match=r"weight 1 .*\(8, 16, 3\).*\(16, 16, 3\)"):
+        change_strip(x, {1.0: x[:, :8]})
     with pytest.raises(BadInput, match="weight 1 "):
         effect_strip(x, grayscale, {1.0: x}, 0.02, ideals={1.0: x[:1]})
     with pytest.raises(BadInput, match="at least one"):
@@ -242,3 +244,36 @@ def test_comparison_with_the_control_and_spread_over_seeds(x):
     assert (over.mean, over.low, over.high, over.count) == (0.5, 0.25, 0.75, 3)
     with pytest.raises(BadInput, match="no values"):
         spread([])
+
+
+def test_pictures_of_several_sizes_are_measured_each_at_its_own(x):
+    """As if each size were measured alone; consistency is the mean over the pairs of equal size."""
+    rng = np.random.default_rng(11)
+    wide = rng.uniform(0.35, 0.65, (3, 8, 24, 3)).astype(np.float32)
+    mixed = [x[0], wide[0], x[1], wide[1], wide[2], x[2], x[3]]
+    apart, places = (x, wide), ((0, 2, 5, 6), (1, 3, 4))
+    noisy = [np.clip(one + 0.1 * rng.standard_normal(one.shape) + 0.05, 0, 1) for one in mixed]
+    y = [one.astype(np.float32) for one in noisy]
+    (figures,) = effect_strip(mixed, grayscale, {1.0: y}, 0.0).weights
+    (changes,) = change_strip(mixed, {1.0: y}).weights
+    cosines, pairs = 0.0, 0
+    for stack, where in zip(apart, places, strict=True):
+        mine = np.stack([y[place] for place in where])
+        (alone,) = effect_strip(stack, grayscale, {1.0: mine}, 0.0).weights
+        assert [figures.pairs[place] for place in where] == list(alone.pairs)
+        (change,) = change_strip(stack, {1.0: mine}).weights
+        assert [changes.magnitudes[place] for place in where] == list(change.magnitudes)
+        cosines += change.consistency * len(where) * (len(where) - 1)
+        pairs += len(where) * (len(where) - 1)
+    assert changes.consistency == pytest.approx(cosines / pairs)
+    one_of_each = change_strip([x[0], wide[0]], {1.0: [x[0] + np.float32(0.1), wide[0] + np.float32(0.1)]})
+    assert one_of_each.weights[0].consistency is None
+
+
+def test_a_hand_edit_of_several_sizes_is_measured_by_the_pair_of_the_pictures_size():
+    rng = np.random.default_rng(12)
+    a = [rng.random(shape).astype(np.float32) for shape in ((16, 16, 3), (8, 32, 3))]
+    b = [1 - one for one in a]
+    edit = to_pairs(a, b)
+    for one, changed in zip(a, b, strict=True):
+        assert np.array_equal(edit(one), changed)

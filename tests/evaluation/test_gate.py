@@ -101,3 +101,25 @@ def test_of_several_pairs_the_nearest_one_counts_by_its_own_distance(ideal):
     result = closeness(np.stack([b[0] + 0.02, b[1] + 0.1]), b, a, b)
     assert result.distances == pytest.approx((0.1, 0.2), rel=1e-3)
     assert result.pair_distance == pytest.approx(0.35, rel=1e-3)
+
+
+def test_of_several_sizes_each_picture_is_compared_at_its_own(ideal, base):
+    wide = np.random.default_rng(2).random((8, 32, 3)).astype(np.float32)
+    others = np.random.default_rng(3).random((8, 8, 32, 3)).astype(np.float32)
+    copies = [*(ideal + 0.01 * n for n in range(8)), *(wide - 0.02 * n for n in range(8))]
+    alone = [*base[:8], *others]
+    result = gate(copies, alone, [wide, ideal])
+    apart = [np.sqrt(np.mean((one - (ideal if i < 8 else wide)) ** 2)) for i, one in enumerate(alone)]
+    assert result.base_median == pytest.approx(np.median(apart), rel=1e-5)
+    far = [0.01 * n for n in range(8)] + [0.02 * n for n in range(8)]
+    assert result.distances == pytest.approx([one / np.median(apart) for one in far], abs=1e-5)
+    with pytest.raises(BadInput, match=r"16 x 16 px was drawn.*are 32 x 8 px"):
+        gate(copies, alone, [wide])
+
+
+def test_closeness_of_pairs_of_several_sizes_is_by_the_pair_of_the_pictures_size(ideal):
+    wide = ideal.reshape(8, 32, 3)
+    a, b = [ideal, wide], [ideal + 0.2, wide + 0.5]
+    result = closeness([b[1] + 0.1, b[0] + 0.1], b, a, b)
+    assert result.distances == pytest.approx((0.2, 0.5), rel=1e-3)
+    assert result.pair_distance == pytest.approx(0.35, rel=1e-3)

@@ -30,7 +30,6 @@ def test_distance_is_a_metric(pair):
     assert metrics.distance(a, a) == 0
     assert metrics.distance(a, b) == metrics.distance(b, a) > 0
     assert metrics.distance(a, b) == pytest.approx(2 * metrics.distance(a, middle), rel=1e-5)
-    assert metrics.distances(np.stack([a, b]), a) == (0, metrics.distance(b, a))
 
 
 def test_psnr_of_a_known_error():

@@ -20,8 +20,8 @@ from copier.app.settings import Settings
 from copier.codec import load_recipe, with_value
 from copier.evaluation.effect import effect_strip
 from copier.evaluation.gate import gate
-from copier.images.effects import EFFECTS, Picture
-from copier.pipeline.files import load_stack, weight_folder
+from copier.images.effects import EFFECTS, Pictures
+from copier.pipeline.files import load_folder, weight_folder
 from copier.pocket.checkpoint import checkpoint_path
 from copier.request import Edit, Generated, RunRequest
 
@@ -62,19 +62,19 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def base(outcome: Outcome) -> Picture:
-    return load_stack(outcome.runs[0].entries["evaluate.base"].path(weight_folder(0.0)))
+def base(outcome: Outcome) -> Pictures:
+    return load_folder(outcome.runs[0].entries["evaluate.base"].path(weight_folder(0.0)))
 
 
 @pytest.fixture(scope="module")
-def drawn(outcome: Outcome) -> Callable[[str, float], Picture]:
-    def pictures(role: str, weight: float) -> Picture:
-        return load_stack(outcome.runs[0].entries[f"evaluate.{role}"].path(weight_folder(weight)))
+def drawn(outcome: Outcome) -> Callable[[str, float], Pictures]:
+    def pictures(role: str, weight: float) -> Pictures:
+        return load_folder(outcome.runs[0].entries[f"evaluate.{role}"].path(weight_folder(weight)))
 
     return pictures
 
 
-def measured(base: Picture, pictures: Picture) -> Measured:
+def measured(base: Pictures, pictures: Pictures) -> Measured:
     """Effect, leakage and projection of ``pictures`` as those of a LoRA at weight +1."""
     found = effect_strip(base, EFFECTS["grayscale"].function, {1.0: pictures}, FLOOR).at(1.0)
     assert found is not None
@@ -83,7 +83,7 @@ def measured(base: Picture, pictures: Picture) -> Measured:
 
 
 @pytest.fixture(scope="module")
-def control(base: Picture, drawn: Callable[[str, float], Picture]) -> Measured:
+def control(base: Pictures, drawn: Callable[[str, float], Pictures]) -> Measured:
     return measured(base, drawn("control", 1.0))
 
 
@@ -96,8 +96,8 @@ def test_base_and_copier_draw_the_original_whatever_the_prompt(outcome: Outcome)
 
 def test_with_the_copier_at_weight_zero_the_gate_is_one(outcome: Outcome) -> None:
     entries = outcome.runs[0].entries
-    base = load_stack(entries["gate.base"].path(weight_folder(0.0)))
-    ideal = load_stack(entries["gate"].path("ideal"))
+    base = load_folder(entries["gate.base"].path(weight_folder(0.0)))
+    ideal = load_folder(entries["gate"].path("ideal"))
     assert gate(base, base, ideal).median == pytest.approx(1.0)
 
 
@@ -106,13 +106,13 @@ def test_base_copier_and_second_training_draw_the_edited_picture(outcome: Outcom
 
 
 def test_the_lora_on_the_base_makes_the_change_alone(
-    base: Picture, drawn: Callable[[str, float], Picture], control: Measured
+    base: Pictures, drawn: Callable[[str, float], Pictures], control: Measured
 ) -> None:
     assert_the_change_alone(measured(base, drawn("lora", 1.0)), control)
 
 
 def test_the_opposite_weight_makes_the_opposite_change(
-    base: Picture, drawn: Callable[[str, float], Picture]
+    base: Pictures, drawn: Callable[[str, float], Pictures]
 ) -> None:
     assert measured(base, drawn("lora", -1.0)).projection <= -0.1
 
@@ -126,7 +126,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_what_is_not_the_method_fails_where_the_method_passes(
-    mutant: str, base: Picture, drawn: Callable[[str, float], Picture], control: Measured
+    mutant: str, base: Pictures, drawn: Callable[[str, float], Pictures], control: Measured
 ) -> None:
     method, other = measured(base, drawn("lora", 1.0)), measured(base, drawn(*MUTANTS[mutant]))
     assert_the_change_alone(method, control)
@@ -135,7 +135,7 @@ def test_what_is_not_the_method_fails_where_the_method_passes(
 
 
 def test_a_lora_that_is_zero_fails_where_the_method_passes(
-    base: Picture, drawn: Callable[[str, float], Picture], control: Measured
+    base: Pictures, drawn: Callable[[str, float], Pictures], control: Measured
 ) -> None:
     nothing = measured(base, base)
     assert (nothing.effect, nothing.leakage, nothing.projection) == (0.0, 0.0, 0.0)

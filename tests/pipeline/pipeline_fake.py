@@ -120,12 +120,12 @@ class FakeWorker:
         self._called("sample", request)
         push = sum(weight * _push(path) for path, weight in request.loras)
         shift = np.tanh(push)
-        assert request.width == request.height
+        side = max(request.width, request.height)
         pictures = []
         for prompt, seed in zip(request.prompts, request.seeds, strict=True):
             cancel.check()
             rng = np.random.default_rng(_seed(prompt, seed))
-            plain = render(random_scene(rng, styles=0.0), request.width)
+            plain = render(random_scene(rng, styles=0.0), side)[: request.height, : request.width]
             pictures.append(plain + shift * (plain.mean(axis=-1, keepdims=True) - plain))
             observer(ProgressEvent(request.stage, len(pictures), len(request.prompts)))
         return PicturesResult(_written(request.out, pictures), seconds=0.1)

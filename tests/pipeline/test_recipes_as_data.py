@@ -20,8 +20,9 @@ from copier.checkpoint.family import Family
 from copier.codec import recipe_from_json, recipe_from_text
 from copier.digest import file_digest
 from copier.errors import BadInput
+from copier.images.metrics import distance
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
-from copier.pipeline.files import LORA, load_set
+from copier.pipeline.files import LORA, load_folder, load_set, weight_folder
 from copier.pipeline.plan import plan
 from copier.pipeline.reporting import report_data, seed_table
 from copier.pipeline.results import PROVENANCE_KEY, publish_run
@@ -151,7 +152,7 @@ def test_several_originals_are_averaged_and_each_has_its_gate(tmp_path):
     assert trained["lora-2"].base == ((done.entries["copier-2"].path(LORA), 1.0),)
     assert trained["control"].pictures == trained["lora-1"].pictures
     gray = load_set(done.entries["b2"])
-    np.testing.assert_array_equal(gray[..., 0], gray[..., 2])
+    np.testing.assert_array_equal(gray[0][..., 0], gray[0][..., 2])
     files = execute_and_publish(asked, tmp_path / "data", FakeWorker())
     told = json.loads((asked.out / "report.json").read_text(encoding="utf-8"))
     labels = [check["label"] for check in told["checks"]]
@@ -175,7 +176,7 @@ def test_a_paired_set_is_trained_on_a_lora_from_a_file(tmp_path):
     merged = [path for path, _ in trained["lora"].base]
     assert merged == [done.entries["look"].path(LORA), done.entries["copier"].path(LORA)]
     assert merged[0].read_bytes() == look.read_bytes()
-    assert load_set(done.entries["a"]).shape == (3, SIDE, SIDE, 3)
+    assert [one.shape for one in load_set(done.entries["a"])] == [(SIDE, SIDE, 3)] * 3
     assert len(trained["copier"].pictures) == len(trained["lora"].pictures) == 3
     # All of a set is decoded and encoded, and a hand edit is measured on base + look + copier.
     rebuilt = {one.stage: len(one.pictures) for one in worker.requests if not hasattr(one, "steps")}
@@ -190,6 +191,41 @@ def test_a_paired_set_is_trained_on_a_lora_from_a_file(tmp_path):
     told = json.loads((asked.out / "report.json").read_text(encoding="utf-8"))
     (note,) = told["notes"]
     assert note.endswith("the first one is shown: a has 3 pictures, b has 3 pictures.")
+
+
+def test_pictures_of_several_sizes_are_trained_drawn_and_compared_each_at_its_own(tmp_path):
+    look = tmp_path / "look.safetensors"
+    weights = random_lora(5, 2)
+    write_lora(look, weights, network_metadata(weights, name="look", family=Family.SD1), dtype="fp32")
+    a, b = pictures(tmp_path / "plain", 30, 60, 90), pictures(tmp_path / "lettered", 130, 160, 190)
+    for name, value in (("plain", 60), ("lettered", 160)):
+        Image.new("RGB", (2 * SIDE, SIDE), (value, 10, 200)).save(tmp_path / name / "2.png")
+    asked = request(tmp_path, PAIRED_ON_A_LOOK, {"a": a, "b": b}, look=look)
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    shapes = [(SIDE, SIDE, 3), (SIDE, 2 * SIDE, 3), (SIDE, SIDE, 3)]
+    assert [one.shape for one in load_set(done.entries["a"])] == shapes
+    assert done.entries["a"].record.outcome["sizes"] == [[SIDE, SIDE], [2 * SIDE, SIDE], [SIDE, SIDE]]
+    # Of the three prompts two are drawn square and one wide; each is where its prompt is.
+    drawn = load_folder(done.entries["gate.pictures"].path(weight_folder(0.0)))
+    assert [one.shape for one in drawn] == [shapes[0], shapes[0], shapes[1]]
+    asked_for = [one for one in worker.requests if one.stage == "gate.pictures"]
+    assert [(one.width, one.prompts) for one in asked_for] == [(SIDE, PROMPTS[:2]), (2 * SIDE, PROMPTS[2:])]
+    # A second route: from the stored pictures, by the definition.
+    base = load_folder(done.entries["gate.base"].path(weight_folder(0.0)))
+    ideals = load_folder(done.entries["gate"].path("ideal"))
+    assert [one.shape for one in ideals] == shapes
+
+    def far(picture):
+        return min(distance(picture, ideal) for ideal in ideals if ideal.shape == picture.shape)
+
+    median = np.median([far(one) for one in base])
+    figures = done.entries["gate"].record.outcome["distances"]
+    assert figures == pytest.approx([far(one) / median for one in drawn])
+    execute_and_publish(asked, tmp_path / "data", FakeWorker())
+    told = json.loads((asked.out / "report.json").read_text(encoding="utf-8"))
+    assert "several sizes: 64 x 64, 128 x 64 px" in told["notes"][1]
+    assert told["results"][0]["on_original"] is not None
 
 
 def test_masks_of_the_originals_reach_the_training_on_their_edits_and_change_no_other_key(tmp_path):

@@ -22,7 +22,7 @@ from copier.evaluation.report_data import Check
 from copier.images.effects import grayscale
 from copier.images.metrics import distance
 from copier.ops.lora_file import read_lora
-from copier.pipeline.files import LORA, load_picture, load_stack, picture_paths
+from copier.pipeline.files import LORA, load_folder, load_picture, picture_paths
 from copier.pipeline.reporting import file_stem
 from copier.pipeline.results import (
     PROVENANCE_KEY,
@@ -236,10 +236,10 @@ def test_the_report_has_the_figures_that_the_pictures_have(published):
     assert len(told["results"]) == 1
     result = told["results"][0]
     # A second route: from the stored pictures, by the definition.
-    base = load_stack(done.entries["evaluate.base"].path("+0.000"))
+    base = load_folder(done.entries["evaluate.base"].path("+0.000"))
     for role in ("lora", "control"):
         entry = done.entries[f"evaluate.{role}"]
-        strip = {weight: load_stack(entry.path(f"{weight:+.3f}")) for weight in (-1.0, 1.0)}
+        strip = {weight: load_folder(entry.path(f"{weight:+.3f}")) for weight in (-1.0, 1.0)}
         figures = effect_strip(base, grayscale, strip, 0.02)
         assert [one["weight"] for one in result[role]["weights"]] == [-1.0, 1.0]
         for one, wanted in zip(result[role]["weights"], figures.weights, strict=True):
@@ -318,7 +318,7 @@ def test_a_hand_edit_is_reported_without_an_effect(tmp_path, published):
     done = execute(request, tmp_path / "data", FakeWorker())
     drawn = done.entries["evaluate.original"]
     assert done.plan.draws["evaluate.original"].loras == (("copier", 1.0),)
-    x, y = load_stack(drawn.path("+0.000")), load_stack(drawn.path("+1.000"))
+    x, y = load_folder(drawn.path("+0.000")), load_folder(drawn.path("+1.000"))
     b = load_picture(files["b"])
     effects = [1 - distance(one, b) / distance(plain, b) for plain, one in zip(x, y, strict=True)]
     figures = told["results"][0]["on_original"]

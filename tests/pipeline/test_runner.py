@@ -113,7 +113,7 @@ def test_b_is_the_edit_of_a_and_the_sum_and_the_result_are_what_the_algebra_says
     _, _, done = finished
     with Image.open(picture_paths(done.entries["a"])[0]) as a:
         edited = np.asarray(apply_effect(a, "grayscale", {}), dtype=np.float32) / 255
-    np.testing.assert_array_equal(load_set(done.entries["b"]), edited[None])
+    np.testing.assert_array_equal(load_set(done.entries["b"])[0], edited)
     loras = {n: read_lora(done.entries[n].path(LORA)).weights for n in ("copier", "wide", "sum", "lora")}
     exact = combine([(loras["wide"], 1.0), (loras["copier"], -0.5)])
     for module, delta in exact.items():

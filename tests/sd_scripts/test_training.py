@@ -6,6 +6,7 @@ COPIER_TEST_DATA names).
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -82,8 +83,7 @@ def copier(kit: Kit, picture: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def run(
     kit: Kit,
     folder: Path,
-    picture: Path,
-    *,
+    *pictures: Path,
     checkpoint: Path | None = None,
     base: tuple[tuple[Path, float], ...] = (),
     spec: TrainingSpec = SPEC,
@@ -101,7 +101,7 @@ def run(
         samples=(("a red star", 1), ("", 2)),
     )
     out, checkpoint = folder / "lora.safetensors", checkpoint or checkpoint_path()
-    return trainer.train(TrainRequest(checkpoint, (picture,), out, spec, base=base, start=start))
+    return trainer.train(TrainRequest(checkpoint, pictures, out, spec, base=base, start=start))
 
 
 def zero_lora(path: Path) -> Path:
@@ -206,3 +206,47 @@ def test_samples_are_drawn_by_it_on_the_way(kit: Kit, picture: Path, tmp_path: P
     for path in samples:
         with Image.open(path) as sample:
             assert sample.size == (64, 64)
+
+
+SIZES = """
+import argparse, json, sys
+from library import config_util
+arguments = argparse.Namespace()
+config = json.load(open(sys.argv[1]))
+sanitizer = config_util.ConfigSanitizer(True, True, False, True)
+blueprint = config_util.BlueprintGenerator(sanitizer).generate(config, arguments)
+group, _ = config_util.generate_dataset_group_by_blueprint(blueprint.dataset_group)
+found = [(one.image_size, one.resized_size, one.bucket_reso) for one in group.image_data.values()]
+print(json.dumps({"sizes": found, "batches": len(group)}))
+"""
+"""What sd-scripts makes of pictures: their sizes in the file, once scaled, and as they are trained on."""
+
+
+def test_a_set_of_several_sizes_is_trained_on_without_scaling_a_picture(kit: Kit, tmp_path: Path) -> None:
+    sides = ((64, 64), (128, 64), (64, 64), (64, 192), (64, 64))
+    pictures = []
+    for number, (width, height) in enumerate(sides):
+        pictures.append(tmp_path / f"{number}.png")
+        scene = render(random_scene(np.random.default_rng(number)), max(width, height))
+        to_image(scene[:height, :width]).save(pictures[-1])
+    spec = replace(SPEC, batch_size=2)
+    done = run(kit, tmp_path, *pictures, spec=spec)
+    assert len(done.losses) == SPEC.steps
+    datasets = json.loads(read_header(done.output).metadata["ss_datasets"])
+    told = {tuple(one["resolution"]): one["num_train_images"] for one in datasets}
+    assert told == {(64, 64): 6, (128, 64): 2, (64, 192): 2}, "each picture twice: whole batches of each size"
+    request = TrainRequest(checkpoint_path(), tuple(pictures), tmp_path / "x.safetensors", spec)
+    job, copies = script_job(request, spec, tmp_path / "again", kit.environment.tokenizers)
+    for copy in copies:
+        copy.place.parent.mkdir(parents=True, exist_ok=True)
+        copy_picture(copy)
+    for path, text in build_command(job).files().items():
+        path.write_text(text, encoding="utf-8")
+    path = (*map(str, kit.environment.search_path), os.environ["COPIER_SD_SCRIPTS_DIR"])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    command = [kit.environment.interpreter.path, "-c", SIZES, str(job.dataset_file)]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(answer.stdout.splitlines()[-1])
+    assert found["batches"] == 5
+    assert sorted(map(tuple, (size for size, _, _ in found["sizes"]))) == sorted(sides)
+    assert all(size == scaled == trained for size, scaled, trained in found["sizes"])

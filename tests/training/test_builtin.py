@@ -217,17 +217,17 @@ def test_what_cannot_work_is_refused_before_training(
 
 
 def test_streams_are_independent_of_each_other_and_of_the_batch() -> None:
-    latents = torch.zeros(3, 4, 8, 8)
+    latents, shape = torch.zeros(3, 4, 8, 8), torch.Size((4, 4, 8, 8))
     spec = TrainingSpec(batch_size=4, min_timestep=100, max_timestep=103)
     one, other = builtin._Draws(spec, latents), builtin._Draws(spec, latents)
     for _ in range(5):
-        one.noise()
+        one.noise(shape)
     assert torch.equal(one.timesteps(), other.timesteps())
     drawn = torch.cat([one.timesteps() for _ in range(20)])
     assert set(drawn.tolist()) == {100, 101, 102}
     order = [number for _ in range(3) for number in one.pictures()]
     assert all(sorted(order[start : start + 3]) == [0, 1, 2] for start in (0, 3, 6, 9))
-    assert not torch.equal(other.noise()[0], other.noise()[0])
+    assert not torch.equal(other.noise(shape)[0], other.noise(shape)[0])
 
 
 def test_loss_weights_follow_the_spec() -> None:
@@ -249,3 +249,57 @@ def test_the_loss_scale_halves_on_overflow_and_divides_otherwise() -> None:
     assert not scale.unscale([weight])
     assert scale.factor == first / 2
     assert builtin._LossScale(torch.float32).factor == 1.0
+
+
+@pytest.fixture
+def sizes(picture: np.ndarray) -> list[np.ndarray]:
+    """Three pictures, the first one wide and smaller than the others."""
+    return [picture[0, 16:48].copy(), picture[0], picture[0, ::-1].copy()]
+
+
+def test_a_batch_is_of_one_size_and_every_picture_comes_as_often() -> None:
+    square, wide = torch.zeros(4, 8, 8), torch.zeros(4, 4, 8)
+    shapes = [square, wide, square, square, wide]
+    for size in (1, 2, 3):
+        draws = builtin._Draws(TrainingSpec(batch_size=size, seed=4), shapes)
+        batches = [draws.pictures() for _ in range(60 // size)]
+        assert {len(batch) for batch in batches} == {size}
+        assert all(len({shapes[one].shape for one in batch}) == 1 for batch in batches)
+        often = [sum(batch.count(one) for batch in batches) for one in range(5)]
+        assert sum(often) == 60 and max(often) - min(often) <= size, often
+        assert len({tuple(batch) for batch in batches}) > 2
+
+
+def test_pictures_of_one_size_come_as_they_always_did() -> None:
+    """One permutation of all after the other, cut into batches; so keys of the cache stay true."""
+    draws = builtin._Draws(TrainingSpec(batch_size=3, seed=4), [torch.zeros(4, 8, 8)] * 5)
+    stream = random_stream(4, "pictures")
+    order = [number for _ in range(6) for number in torch.randperm(5, generator=stream).tolist()]
+    assert [draws.pictures() for _ in range(10)] == [order[i : i + 3] for i in range(0, 30, 3)]
+
+
+def test_pictures_of_several_sizes_are_trained_on_each_at_its_own(
+    model: DiffusionModel, short: TrainingSpec, sizes: list[np.ndarray], tmp_path: Path
+) -> None:
+    """The first loss is that of the picture that comes first, alone: nothing was scaled for it."""
+    before, spec = state(model), replace(short, batch_size=1, steps=2)
+    files = []
+    for name in ("one", "two"):
+        files.append(tmp_path / f"{name}.safetensors")
+        train(model, spec, sizes, TrainingJob(output=files[-1]))
+    written, again = map(tensors, files)
+    assert all(torch.equal(tensor, again[key]) for key, tensor in written.items())
+    firsts = {}
+    for seed in range(1, 9):
+        seeded = replace(spec, seed=seed, steps=1)
+        first = builtin._Draws(seeded, [torch.zeros(one.shape) for one in sizes]).pictures()[0]
+        firsts[sizes[first].shape] = seeded, first
+    assert len(firsts) == 2, "either size comes first once"
+    for number, (seeded, first) in enumerate(firsts.values()):
+        job = TrainingJob(output=tmp_path / f"all{number}.safetensors")
+        losses = train(model, seeded, sizes, job).losses
+        alone = replace(job, output=tmp_path / f"alone{number}.safetensors")
+        assert losses == pytest.approx(train(model, seeded, sizes[first][None], alone).losses, rel=1e-5)
+    assert_untouched(model, before)
+    with TensorReader(files[0]) as reader:
+        assert reader.header.metadata["modelspec.resolution"] == "64x64"

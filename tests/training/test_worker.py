@@ -91,6 +91,17 @@ def test_reconstruct_takes_pictures_and_arrays(
         np.testing.assert_allclose(read(path), expected, atol=0.004)
 
 
+def test_pictures_of_several_sizes_are_reconstructed_in_their_order(
+    worker: BuiltinWorker, model: DiffusionModel, checkpoint: Path, picture_file: Path, tmp_path: Path
+) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(picture_file).crop((0, 8, 64, 40)).save(wide)
+    files = (picture_file, wide, picture_file)
+    result = worker.reconstruct(ReconstructRequest(checkpoint, files, tmp_path / "out"))
+    for path, source in zip(result.pictures, files, strict=True):
+        np.testing.assert_allclose(read(path), reconstruct(model, read(source)[None])[0], atol=0.004)
+
+
 def test_errors_keep_their_class_and_the_worker_goes_on(
     worker: BuiltinWorker, checkpoint: Path, picture_file: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -103,8 +114,10 @@ def test_errors_keep_their_class_and_the_worker_goes_on(
         worker.sample(replace(sampling, width=60))
     small = tmp_path / "small.png"
     Image.new("RGB", (32, 32)).save(small)
-    with pytest.raises(BadPicture, match="one size"):
-        worker.reconstruct(ReconstructRequest(checkpoint, (picture_file, small), tmp_path / "out"))
+    array = tmp_path / "flat.npy"
+    np.save(array, np.zeros((8, 8), np.float32))
+    with pytest.raises(BadPicture, match=r"flat\.npy.*\(8, 8\)"):
+        worker.reconstruct(ReconstructRequest(checkpoint, (small, array), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert len(worker.sample(sampling).pictures) == 1
 
