@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from copier.algebra import arithmetic
+from copier.algebra.agreement import cosines
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_sum
@@ -100,6 +101,12 @@ def combine(
         overwrite=overwrite,
         digest=digest,
     )
+
+
+def agreement(loras: Sequence[FilePath], *, device: str = "cpu") -> list[list[float]]:
+    """The cosines of the deltas of LoRA files (``copier.algebra.agreement``); raises as ``combine``."""
+    with one_thread_each() as threads:
+        return cosines([source.weights for source in aligned(_read(loras, device, threads))])
 
 
 def _combine(

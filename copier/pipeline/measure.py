@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip, to_pairs
@@ -11,7 +11,7 @@ from copier.images.effects import EFFECTS, Picture, effect_parameters
 from copier.pipeline.files import IDEAL, load_folder, load_set, plain_pictures, strip_pictures
 from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.store import Entry
-from copier.recipe import EvaluateStage
+from copier.recipe import CombineStage, EvaluateStage
 from copier.request import Edit, RunRequest
 
 CEILING_WEIGHT = 1.0
@@ -51,6 +51,18 @@ def closeness_result(done: Done, stage: PlannedStage, folder: Path) -> Closeness
         load_folder(folder / IDEAL),
         load_set(done[stage.needs["a"]]),
         load_set(done[stage.needs["set"]]),
+    )
+
+
+def disagreements(spec: CombineStage, cosines: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """A sentence on each two LoRAs of a sum whose deltas have a cosine below the stage's ``agreement``."""
+    names = [term.lora for term in spec.terms]
+    return tuple(
+        f"{names[i]} and {names[j]} disagree: the cosine of their changes is {cosines[i][j]:.2f}, below "
+        f"{spec.agreement:g}; look at their pictures, and leave one out"
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+        if cosines[i][j] < spec.agreement
     )
 
 

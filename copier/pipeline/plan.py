@@ -30,6 +30,7 @@ from copier.recipe import (
     Recipe,
     ResizeStage,
     StageSpec,
+    SumRoute,
     TrainingSpec,
     TrainStage,
 )
@@ -38,6 +39,7 @@ from copier.request import Edit, Fit, Generated, PictureFiles, RunRequest
 VERSIONS = {
     "original": 2,
     "edited": 2,
+    "derived": 1,
     "file": 1,
     "train": 1,
     "draw": 1,
@@ -183,6 +185,11 @@ class _Builder:
 
     def pictures(self, spec: PictureSet) -> None:
         """Add the stage that draws, makes or takes over a set of pictures."""
+        if spec.part_of:
+            names = ("number", "views", "nearest", "views_seed") if spec.views else ("number",)
+            made = {name: getattr(spec, name) for name in names}
+            self._put(spec.name, "derived", made, {"set": spec.part_of})
+            return
         source = self.request.pictures[spec.name]
         kind = "edited" if spec.of else "original"
         masks = {"masks": True} if _masked(self.request, spec) else {}
@@ -218,9 +225,11 @@ class _Builder:
         elif isinstance(stage, CombineStage):
             needs = {f"lora{i}": term.lora for i, term in enumerate(stage.terms)}
             numbers = {
-                "weights": [term.weight for term in stage.terms],
+                "weights": list(stage.weights),
                 "ranks": spec_to_json(stage.ranks),
             }
+            if stage.route is not SumRoute.FACTORS:
+                numbers |= {"route": stage.route.value, "checkpoint": self.checkpoint}
             self._put(stage.name, "combine", numbers, needs, stage)
         elif isinstance(stage, ResizeStage):
             needs = {"lora": stage.lora}
@@ -248,9 +257,9 @@ class _Builder:
             gate = self.request.recipe.gate_of(stage)
             needs["base_pictures"] = self._draw(f"{gate.name}.base", self._gate_draws(gate))
             numbers["check"] = {"every": stage.check_every, "seeds": list(gate.seeds), **_limits(gate)}
-        captions = caption_files(self.request, stage)
+        captions = caption_texts(self.request, stage)
         if any(captions):
-            numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
+            numbers["captions"] = list(captions)
         self._put(stage.name, "train", numbers, needs, stage)
 
     def _gate(self, stage: GateStage) -> None:
@@ -320,7 +329,7 @@ class _Builder:
             "multipliers": [weight for _, weight in loras],
             "weights": list(weights),
         }
-        like = self.request.pictures[draws.like]
+        like = self.request.pictures.get(draws.like)
         if isinstance(like, Generated):
             # Only the size of the originals matters here, and a generated one's is known.
             numbers["side"] = original_side(self.request.recipe, like)
@@ -353,7 +362,10 @@ def _masked(request: RunRequest, spec: PictureSet) -> bool:
     if request.files_of(spec.name) is None:
         return False  # what is drawn has none
     names = {spec.name, *(one.name for one in request.recipe.pictures if one.of == spec.name)}
-    return any(stage.training.masked_loss and stage.pictures in names for stage in request.recipe.trainings())
+    return any(
+        stage.training.masked_loss and request.recipe.given_for(stage.pictures) in names
+        for stage in request.recipe.trainings()
+    )
 
 
 def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[str, Any]:
@@ -371,7 +383,22 @@ def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[s
 def _training_numbers(training: TrainingSpec) -> dict[str, Any]:
     default = TrainingSpec()
     same = [name for name in LATER_FIELDS if getattr(training, name) == getattr(default, name)]
-    return _without(spec_to_json(training), *same)
+    numbers = _without(spec_to_json(training), *same)
+    # What captions keep shows in their texts, which are in the key.
+    return {**numbers, "captions": _without(numbers["captions"], "kept", "keep")}
+
+
+def caption_texts(request: RunRequest, stage: TrainStage) -> tuple[str, ...]:
+    """What the stage is told of each picture, for the caption policy ``files``; else nothing.
+
+    A caption file that is not there counts as an empty one.
+
+    Raises:
+        BadInput: a caption file cannot be read.
+    """
+    files = caption_files(request, stage)
+    texts = ["" if path is None else read_captions(path) for path in files]
+    return tuple(stage.training.captions.reduced(texts))
 
 
 def caption_files(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:

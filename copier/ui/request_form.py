@@ -205,10 +205,10 @@ def _sources(
     edits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Source]:
     """A and B of the recipe: the tab fills one set of originals and those that change it."""
-    originals = [one.name for one in recipe.pictures if not one.of]
-    changed = [one.name for one in recipe.pictures if one.of]
+    originals = [one.name for one in recipe.given if not one.of]
+    changed = [one.name for one in recipe.given if one.of]
     if len(originals) != 1 or len(changed) > 1:
-        names = ", ".join(one.name for one in recipe.pictures)
+        names = ", ".join(one.name for one in recipe.given)
         problem = f"the recipe has the sets of pictures {names}; the tab fills an original and an edited one"
         reader.problems.append(Problem("recipe.pictures", f"{problem}: use `copier run` for this recipe"))
         return {}
