@@ -119,18 +119,10 @@ class CaptionSpec(Spec):
                 f"the caption policy {self.policy.value!r} takes no texts, but {count} are given: set both "
                 """at once, as in training.captions={"policy": "empty"}"""
             )
-        if self.kept is not Policy.ALL and self.policy is not CaptionPolicy.FILES:
-            raise BadInput(
-                f"what captions keep is {self.kept.value!r}, but the caption policy is "
-                f"{self.policy.value!r}: only caption files are reduced; first set the policy to 'files', or "
-                "kept to 'all'"
-            )
         self.reduced(())
 
     def reduced(self, texts: Sequence[str]) -> list[str]:
         """What training is told of the ``texts`` of a set's caption files (``captioning.captions_by``)."""
-        if self.kept is Policy.ALL and not self.keep:
-            return list(texts)
         return captions_by(self.kept, texts, self.keep or None)
 
 
@@ -359,10 +351,10 @@ class CombineStage(Spec):
 
     name: str
     terms: tuple[WeightedLora, ...]
+    ranks: RankPolicy = RankPolicy()
     average: bool = False
     route: SumRoute = SumRoute.FACTORS
     agreement: float = 0.1
-    ranks: RankPolicy = RankPolicy()
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -630,8 +622,8 @@ def _check_making(one: PictureSet) -> None:
         )
     if one.one_by_one and (one.of or one.part_of):
         raise BadInput(
-            f"the pictures {one.name!r} go one by one: only originals that a run is given can; those that are "
-            "changes of them follow"
+            f"the pictures {one.name!r} go one by one: only originals that a run is given can; changes of "
+            "them follow"
         )
 
 

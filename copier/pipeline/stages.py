@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from copier.captioning import Policy
 from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
@@ -224,10 +225,12 @@ def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
     places = caption_places(context.request, stage)
+    everything = stage.training.captions.kept is Policy.ALL
     texts = tuple(context.stage.ingredients.get("captions", ("",) * len(places)))
     for place, text in zip(places, texts, strict=True):
         if not text:
-            why = "the original is drawn" if place is None else f"nothing is kept of a caption file {place}"
+            kept = "there is no text in" if everything else "nothing is kept of"
+            why = "the original is drawn" if place is None else f"{kept} a caption file {place}"
             message = f"trains with an empty caption: {why}"
             context.observer(ProgressEvent(context.stage.name, message=message))
     return texts

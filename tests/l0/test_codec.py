@@ -39,7 +39,9 @@ QUICK = builtin_recipes()["copier-quick"]
 
 @pytest.mark.parametrize("name", sorted(builtin_recipes()))
 def test_a_recipe_survives_json_unchanged(name):
-    recipe = with_control(builtin_recipes()[name])
+    recipe = builtin_recipes()[name]
+    if any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
+        recipe = with_control(recipe)
     text = json.dumps(recipe_to_json(recipe))
     assert recipe_from_text(text, "test") == recipe
     assert json.dumps(recipe_to_json(recipe_from_text(text, "test"))) == text
