@@ -30,6 +30,8 @@ def _serve(session: Session) -> None:
         raise NotInstalled(
             "the page needs gradio, which is not installed: pip install gradio==4.40.0, or use a WebUI"
         )
+    from copier.api import PREFIX, Guard, Services, add_routes
+    from copier.app.accounts import own_accounts
     from copier.app.jobs import JobService
     from copier.app.ports import Security
     from copier.host.standalone import StandaloneHost
@@ -44,10 +46,24 @@ def _serve(session: Session) -> None:
         device=arguments.device,
         threads=arguments.threads,
     )
+    accounts = own_accounts(arguments.auth, arguments.auth_file)
     parts = Parts(host, JobService(settings, released=host.released), settings)
-    place = Place(arguments.port, listen=arguments.listen)
+    place = Place(arguments.port, listen=arguments.listen, accounts=accounts)
+    services = Services(host, parts.jobs, settings)
+
+    def ready(address: str) -> None:
+        session.note(f"the tab is at {address}, the API at {address.rstrip('/')}{PREFIX}/docs")
+        if arguments.listen and not accounts:
+            session.note("everyone in the network can use both: --auth-file asks for a name and a password")
+
     try:
-        serve(parts, place, ready=lambda address: session.note(f"the tab is at {address}"), ended=Event())
+        serve(
+            parts,
+            place,
+            add=lambda app: add_routes(app, services, Guard(accounts)),
+            ready=ready,
+            ended=Event(),
+        )
     finally:
         host.close()
 

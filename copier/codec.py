@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from enum import Enum
 from importlib import resources
@@ -60,7 +60,7 @@ def spec_from_json(cls: type[SpecT], data: Mapping[str, Any]) -> SpecT:
             continue
         if name not in known:
             raise UnknownName(f"field of {cls.__name__}", name, known)
-        values[name] = _value_from_json(f"{cls.__name__}.{name}", hints[name], value)
+        values[name] = value_from_json(f"{cls.__name__}.{name}", hints[name], value)
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise BadInput(f"{cls.__name__} has no {name!r}: add it")
@@ -178,7 +178,7 @@ def _with_field(spec: Any, path: list[str], value: Any) -> Any:
             raise BadInput(f"{type(spec).__name__}.{name} has no field {rest[0]!r}: it is a value")
         return replace(spec, **{name: _with_field(inner, rest, value)})
     hint = typing.get_type_hints(type(spec))[name]
-    checked = _value_from_json(f"{type(spec).__name__}.{name}", hint, value)
+    checked = value_from_json(f"{type(spec).__name__}.{name}", hint, value)
     return replace(spec, **{name: checked})
 
 
@@ -196,22 +196,27 @@ def _value_to_json(value: Any) -> Any:
     return value
 
 
-def _value_from_json(where: str, hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) is tuple:
+def value_from_json(where: str, hint: Any, value: Any) -> Any:
+    """The value of a field that is annotated with ``hint``; ``where`` names it in errors.
+
+    Raises:
+        BadInput, UnknownName: as ``spec_from_json``.
+    """
+    if typing.get_origin(hint) in (tuple, Sequence):
         item = typing.get_args(hint)[0]
         if not isinstance(value, (list, tuple)):
             raise BadInput(f"{where} is {value!r}: give a list")
-        return tuple(_value_from_json(where, item, part) for part in value)
+        return tuple(value_from_json(where, item, part) for part in value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if type(None) not in typing.get_args(hint):
             return _stage_from_json(value)
         inner = next(one for one in typing.get_args(hint) if one is not type(None))
-        return None if value is None else _value_from_json(where, inner, value)
+        return None if value is None else value_from_json(where, inner, value)
     if typing.get_origin(hint) is Mapping:
         if not isinstance(value, Mapping):
             raise BadInput(f"{where} is {value!r}: give a JSON object")
         item = typing.get_args(hint)[1]
-        return {name: _value_from_json(f"{where}.{name}", item, part) for name, part in value.items()}
+        return {name: value_from_json(f"{where}.{name}", item, part) for name, part in value.items()}
     if hint is Path:
         return Path(_plain(where, str, value))
     if isinstance(hint, type) and issubclass(hint, Enum):

@@ -4,7 +4,8 @@ CopierError                 root; its message names the value, the limit and the
 ├── BadInput                the user's input cannot be used (exit code 2)
 │   ├── UnknownName         a name that is not known; offers the nearest ones
 │   ├── BadCheckpoint       a file that is not a usable checkpoint or LoRA
-│   └── BadPicture          a file that is not a usable picture, or a pair that is none
+│   ├── BadPicture          a file that is not a usable picture, or a pair that is none
+│   └── NotNow              it could be used, but not while things are as they are
 ├── NotInstalled            the trainer's own packages, or sd-scripts, are not there (exit code 1)
 ├── InstallFailed           they could not be installed (exit code 1)
 ├── TrainingFailed          a trainer child ended without a LoRA that verifies (exit code 1)
@@ -15,14 +16,19 @@ CopierError                 root; its message names the value, the limit and the
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class CopierError(Exception):
-    """Root of all failures that the program raises on purpose."""
+    """Root of all failures that the program raises on purpose.
+
+    ``field`` names the field of the input that it is about, where that is known (``about``); else "".
+    """
 
     exit_code = 1
+    field = ""
 
 
 class BadInput(CopierError):
@@ -49,6 +55,10 @@ class BadCheckpoint(BadInput):
 
 class BadPicture(BadInput):
     """A file that is not a usable picture, or two pictures that make no pair."""
+
+
+class NotNow(BadInput):
+    """What is asked for cannot be done at present: something runs, or has not ended."""
 
 
 class NotInstalled(CopierError):
@@ -79,3 +89,13 @@ class Cancelled(CopierError):
     """The user stopped it."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def about(field: str) -> Iterator[None]:
+    """Failures within are about that field of the input."""
+    try:
+        yield
+    except CopierError as error:
+        error.field = f"{field}.{error.field}" if error.field else field
+        raise

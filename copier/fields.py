@@ -17,6 +17,8 @@ from copier.errors import BadInput
 LARGEST_SEED = 2**32 - 1
 LARGEST_SIDE = 4096
 """Of a picture, in pixels."""
+LARGEST_UPLOAD = 256 << 20
+"""Bytes of a picture file that is handed to a page or a service."""
 
 
 class Level(str, Enum):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from copier.app.settings import Settings
 from copier.checkpoint.family import detect
 from copier.checkpoint.header import read_header
+from copier.codec import with_value
 from copier.errors import BadInput
 from copier.recipe import Recipe, Trainer
 from copier.training.interpreter import ask_interpreter
@@ -15,6 +17,7 @@ from copier.training.machine import device_of, find_device
 from copier.training.memory import PRESETS, preset_for, with_preset
 
 _GB = 1 << 30
+_TRAINER = "trainer="
 
 
 def fitted(
@@ -68,3 +71,29 @@ def _memory(settings: Settings, device: str) -> float | None:
     if device == "cpu" or device_of(interpreter).kind == "cpu":
         return None
     return find_device(interpreter.path).memory / _GB or None
+
+
+def changed(
+    recipe: Recipe,
+    changes: Sequence[str],
+    checkpoint: Path,
+    settings: Settings,
+    *,
+    device: str,
+    card: int | None = None,
+) -> tuple[Recipe, str]:
+    """``recipe`` ``fitted`` and with the ``changes``, as ``codec.with_value`` takes them; and what was done.
+
+    The trainer comes first: what a card needs depends on it. Every other change comes after that.
+
+    Raises:
+        BadInput, UnknownName: as ``fitted`` and ``codec.with_value``.
+    """
+    for one in changes:
+        if one.startswith(_TRAINER):
+            recipe = with_value(recipe, one)
+    recipe, note = fitted(recipe, checkpoint, settings, device=device, card=card)
+    for one in changes:
+        if not one.startswith(_TRAINER):
+            recipe = with_value(recipe, one)
+    return recipe, note

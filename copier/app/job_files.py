@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -40,6 +41,7 @@ class JobFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._line = threading.Lock()
         self._known: dict[str, tuple[tuple[int, int, int], Job]] = {}
 
     def create(self, kind: str, title: str, payload: Mapping[str, Any], *, retry_of: str = "") -> Job:
@@ -140,17 +142,20 @@ class JobFiles:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        # One lock object a call: it also keeps the threads of this process from each other.
-        lock = FileLock(self.root / "queue.lock")
-        if not lock.acquire(_LOCK_SECONDS):
-            raise CopierError(
-                f"the queue in {self.root} has been locked for {_LOCK_SECONDS:.0f} s: another process that "
-                "changes it was halted; end that process, then try again"
-            )
-        try:
-            yield
-        finally:
-            lock.release()
+        # The threads of this object wait in line for each other: of many that look at a file again and
+        # again, one may be passed over for long.
+        with self._line:
+            # One lock object a call: several objects of one process may use one root.
+            lock = FileLock(self.root / "queue.lock")
+            if not lock.acquire(_LOCK_SECONDS):
+                raise CopierError(
+                    f"the queue in {self.root} has been locked for {_LOCK_SECONDS:.0f} s: another process "
+                    "that changes it was halted; end that process, then try again"
+                )
+            try:
+                yield
+            finally:
+                lock.release()
 
 
 def interrupted(job: Job) -> Job:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from copier.app.job_values import RUN, JobKind, Json
 from copier.app.measure_job import MEASURE, check_measure, work_measure
+from copier.app.operation_arguments import FILES, OUT, WEIGHTED, find_operation, read_arguments
 from copier.app.request_json import absolute, request_from_json
 from copier.app.settings import Settings
-from copier.errors import BadInput, UnknownName
+from copier.errors import BadInput, about
 from copier.progress import CancelToken, Observer
 
 OPERATION = "operation"
@@ -24,10 +25,6 @@ OPERATION = "operation"
 INSTALL = "install"
 """The kind of a job that installs the trainer: {"tagger": bool, "again": bool}."""
 
-OPERATIONS = ("difference", "combine", "resize", "merge", "extract")
-"""Functions of ``copier.app.operations``."""
-_FILES = ("minuend", "subtrahend", "lora", "checkpoint", "tuned", "base", "out")
-"""Arguments of theirs that are paths; ``loras`` are paths with weights."""
 _CLOCK_SECONDS = 0.05
 """By which the time of a file may be behind the clock."""
 
@@ -70,11 +67,11 @@ def _request(payload: Mapping[str, Any]) -> Any:
 def operation_payload(operation: str, **arguments: Any) -> Json:
     """The payload of a job of the kind ``OPERATION``: the arguments of that function, paths made absolute."""
     made: Json = dict(arguments)
-    for name in _FILES:
+    for name in (*FILES, OUT):
         if name in made:
             made[name] = absolute(Path(made[name]))
-    if "loras" in made:
-        made["loras"] = [[absolute(Path(path)), weight] for path, weight in made["loras"]]
+    if WEIGHTED in made:
+        made[WEIGHTED] = [[absolute(Path(path)), weight] for path, weight in made[WEIGHTED]]
     return {"operation": operation, "arguments": made}
 
 
@@ -82,18 +79,17 @@ def check_operation(payload: Mapping[str, Any], settings: Settings) -> None:
     """Raise unless the operation is known, takes the arguments, and could write its output."""
     from copier.app.checks import check_tensors_output
 
-    function, arguments = _operation(payload)
-    try:
-        given = inspect.signature(function).bind(**arguments).arguments
-    except TypeError as error:
-        raise BadInput(f"the operation {payload['operation']!r} cannot be begun: {error}") from None
-    for name in _FILES[:-1]:
+    given = read_arguments(payload.get("operation", ""), payload.get("arguments"))
+    for name in FILES:
         if name in given and not Path(given[name]).is_file():
-            raise BadInput(f"there is no file {given[name]}: give the path of a .safetensors file")
-    for path, _ in given.get("loras", ()):
+            with about(name):
+                raise BadInput(f"there is no file {given[name]}: give the path of a .safetensors file")
+    for path, _ in given.get(WEIGHTED, ()):
         if not Path(path).is_file():
-            raise BadInput(f"there is no file {path}: give the path of a LoRA")
-    check_tensors_output(Path(given["out"]), overwrite=bool(given.get("overwrite")))
+            with about(WEIGHTED):
+                raise BadInput(f"there is no file {path}: give the path of a LoRA")
+    with about(OUT):
+        check_tensors_output(Path(given[OUT]), overwrite=bool(given.get("overwrite")))
 
 
 def work_operation(
@@ -102,31 +98,13 @@ def work_operation(
     """Carry the operation out; its report as JSON."""
     from copier.digest import DigestMemory
 
-    function, arguments = _operation(payload)
+    function = find_operation(payload.get("operation"))
+    arguments = read_arguments(payload["operation"], payload.get("arguments"))
     taken = inspect.signature(function).parameters
     more = {"observer": observer, "cancel": cancel, "digest": DigestMemory(settings.digests).digest}
     known = {name: value for name, value in more.items() if name in taken}
     report: Json = function(**arguments, **known).to_json()
     return report
-
-
-def _operation(payload: Mapping[str, Any]) -> tuple[Callable[..., Any], Json]:
-    from copier.app import operations
-
-    name, arguments = payload.get("operation"), payload.get("arguments")
-    if name not in OPERATIONS:
-        raise UnknownName("operation", str(name), OPERATIONS)
-    if not isinstance(arguments, Mapping):
-        raise BadInput(f"the arguments of {name!r} are {arguments!r}: give a JSON object")
-    read = dict(arguments)
-    try:
-        if "loras" in read:
-            read["loras"] = [(str(path), float(weight)) for path, weight in read["loras"]]
-        if "ratios" in read:
-            read["ratios"] = tuple(map(float, read["ratios"]))
-    except (TypeError, ValueError):
-        raise BadInput(f"{name!r} takes loras as [path, weight], and ratios as numbers") from None
-    return getattr(operations, name), read
 
 
 def work_install(

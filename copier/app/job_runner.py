@@ -118,7 +118,8 @@ class Runner:
                 log.exception("the queue in %s cannot be worked; trying again", self._files.root)
             finally:
                 self._lock.release()
-            self._pause()
+            if not closing.cancelled:
+                self._pause()
 
     def _work_while_held(self, closing: CancelToken) -> None:
         if not self._lock.acquire():

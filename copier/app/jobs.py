@@ -43,7 +43,7 @@ from copier.app.job_values import (
 from copier.app.job_view import ViewBuilder
 from copier.app.settings import Settings
 from copier.codec import recipe_to_json, with_value
-from copier.errors import BadInput, UnknownName
+from copier.errors import NotNow, UnknownName
 from copier.fields import check_text
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
@@ -226,7 +226,8 @@ class JobService:
                 ``Failure.settings`` offers, or others.
 
         Raises:
-            BadInput: the job has not ended, or its kind takes no changes.
+            NotNow: the job has not ended.
+            BadInput: its kind takes no changes.
             CopierError: as ``submit_work``.
         """
         job = self.job(id)
@@ -252,7 +253,7 @@ class JobService:
             stages: also delete the finished stages that no other job used.
 
         Raises:
-            BadInput: it has not ended; or ``stages``, while a run is making one.
+            NotNow: it has not ended; or ``stages``, while a run is making one.
         """
         job = self.job(id)
         store = StageStore(self._settings.stages)
@@ -260,7 +261,7 @@ class JobService:
         use = disk_use(job, others, store)
         running = any(self._as_it_is(other).state is JobState.RUNNING for other in others)
         if stages and (running or store.in_use()):
-            raise BadInput("a run is at work and may need any finished stage: delete them when it has ended")
+            raise NotNow("a run is at work and may need any finished stage: delete them when it has ended")
         self._files.delete(job.id, lambda job: _require_ended(self._as_it_is(job), "removed"))
         with self._views_lock:
             self._views.pop(job.id, None)
@@ -299,4 +300,4 @@ class JobService:
 
 def _require_ended(job: Job, what: str) -> None:
     if not job.state.ended:
-        raise BadInput(f"the job {job.id} is {job.state.value}: stop it first, then it can be {what}")
+        raise NotNow(f"the job {job.id} is {job.state.value}: stop it first, then it can be {what}")

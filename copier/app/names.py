@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import unicodedata
 from collections.abc import Callable
@@ -49,3 +50,10 @@ def free_name(wanted: str, taken: Callable[[str], bool]) -> str:
         number += 1
         name = f"{wanted}-{number}"
     return name
+
+
+def folder_name(title: str) -> str:
+    """A folder of its own for every run: by the time, and what it is about."""
+    when = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    about = re.sub(r"[^\w+-]+", "-", title).strip("-")[:40]
+    return f"copier-{when}-{about}" if about else f"copier-{when}"

@@ -67,6 +67,11 @@ def imported(text: str, source: str) -> Imported:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{source} is not valid JSON: {error}") from error
+    return imported_json(data)
+
+
+def imported_json(data: Any) -> Imported:
+    """The same from JSON that was read already. Raises as ``codec.recipe_from_json``."""
     notes: list[str] = []
     if isinstance(data, Mapping) and "format" not in data and isinstance(data.get("recipe"), Mapping):
         notes += [_note(name) for name in data if name not in ("recipe", "version")]
@@ -122,6 +127,27 @@ def own_presets(settings: Settings) -> dict[str, Recipe]:
     return found
 
 
+def known_recipes(settings: Settings) -> dict[str, Recipe]:
+    """The built-in recipes and the user's own, by name."""
+    return {**builtin_recipes(), **own_presets(settings)}
+
+
+def listed(settings: Settings) -> list[dict[str, Any]]:
+    """``known_recipes``, a few lines of each as JSON."""
+    own = own_presets(settings)
+    return [
+        {
+            "name": name,
+            "own": name in own,
+            "title": one.title,
+            "explanation": one.explanation,
+            "trainer": one.trainer.value,
+            "stages": [stage.name for stage in one.stages],
+        }
+        for name, one in {**builtin_recipes(), **own}.items()
+    ]
+
+
 def find_recipe(name_or_path: str, settings: Settings) -> Recipe:
     """A preset of the user's own, a built-in recipe, or one from a ``.json`` file.
 
@@ -129,12 +155,11 @@ def find_recipe(name_or_path: str, settings: Settings) -> Recipe:
         UnknownName: there is none.
         BadInput: as ``codec.load_recipe``.
     """
-    presets = own_presets(settings)
-    if name_or_path in presets:
-        return presets[name_or_path]
-    built_in = builtin_recipes()
-    if name_or_path not in built_in and not name_or_path.endswith(".json"):
-        raise UnknownName("recipe", name_or_path, {*built_in, *presets})
+    known = known_recipes(settings)
+    if name_or_path in known:
+        return known[name_or_path]
+    if not name_or_path.endswith(".json"):
+        raise UnknownName("recipe", name_or_path, known)
     return load_recipe(name_or_path)
 
 

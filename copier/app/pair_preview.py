@@ -13,6 +13,7 @@ from copier.app.checks import check_data_folder
 from copier.app.settings import Settings
 from copier.errors import BadPicture
 from copier.evaluation.data_uri import data_uri
+from copier.fields import LARGEST_UPLOAD
 from copier.images.effects import apply_effect
 from copier.images.pairs import SIDE_MULTIPLE, difference_image, difference_map, read_picture
 from copier.request import Edit
@@ -20,8 +21,6 @@ from copier.temporary import replace_file
 
 SHOWN = 512
 """Longer side of a picture in a page, in pixels."""
-LARGEST_UPLOAD = 256 << 20
-"""Bytes of a picture file."""
 
 
 @dataclass(frozen=True)

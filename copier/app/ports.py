@@ -231,3 +231,12 @@ def allowed_beneath(path: Path, folders: Folders, security: Security) -> Path:
         f"{path} is outside the folders for LoRAs, checkpoints, output and data, and the WebUI {why}: move "
         "it there, or start the WebUI with --enable-insecure-extension-access"
     )
+
+
+def check_extra(extra: Sequence[str], security: Security) -> None:
+    """Raise ``BadInput`` for arguments of the user's own where strangers may sit at the page."""
+    if extra and security.restricted:
+        raise BadInput(
+            "extra arguments can run code, and the WebUI can be reached from elsewhere: leave them out, or "
+            "start the WebUI with --enable-insecure-extension-access"
+        )

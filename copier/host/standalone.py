@@ -7,6 +7,7 @@ training, and when nothing was drawn for ``IDLE_SECONDS``.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from copier.captioning import Captioner
 from copier.checkpoint.family import Family, Kind, detect
 from copier.checkpoint.header import read_header
 from copier.digest import DigestMemory
-from copier.errors import BadInput, CopierError, UnknownName
+from copier.errors import CopierError, NotNow, UnknownName
 from copier.pipeline.results import publish
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer
@@ -131,7 +132,8 @@ class StandaloneHost:
 
         Raises:
             UnknownName: another sampler.
-            BadInput: a job has the memory; or as ``app.pictures.draw``.
+            NotNow: a job has the memory.
+            BadInput: as ``app.pictures.draw``.
             Cancelled: ``cancel`` was set, or ``interrupt`` called.
         """
         if request.sampler not in ("", _SAMPLER):
@@ -240,7 +242,7 @@ class StandaloneHost:
 
     def _refuse_while_away(self) -> None:
         if self._away:
-            raise BadInput("a job is running and has the memory: draw when it has ended, or stop it")
+            raise NotNow("a job is running and has the memory: draw when it has ended, or stop it")
 
     def _end_child(self) -> None:
         crew, self._crew = self._crew, None
@@ -309,7 +311,7 @@ def infotext(request: GenerateRequest, seed: int, size: tuple[int, int], checkpo
 
 
 def _tensors_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.rglob(f"*{_ENDING}") if path.is_file() and path.name[:1] != ".")
-    return sorted(files, key=lambda path: (path.name.casefold(), str(path)))
+    # Not rglob: it fails where a folder goes while it looks.
+    names = ((place, name) for place, _, files in os.walk(folder) for name in files)
+    found = (Path(place, name) for place, name in names if name.endswith(_ENDING) and name[:1] != ".")
+    return sorted(filter(Path.is_file, found), key=lambda path: (path.name.casefold(), str(path)))

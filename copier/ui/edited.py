@@ -15,7 +15,7 @@ from copier.ui.form import Form, html, slider
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, paths
-from copier.ui.request_form import OWN_EDIT, Pictures, chosen_checkpoint, chosen_edit, fitted, partners
+from copier.ui.request_form import OWN_EDIT, Pictures, chosen_checkpoint, chosen_edit, partners
 
 MOST_SHOWN = 6
 """Pairs that are shown as rows."""
@@ -107,6 +107,8 @@ class EditedSection:
     def _ready(self, answers: Mapping[str, Any], files: Sequence[Path], recipe: Recipe) -> tuple[Path, ...]:
         if not answers.get("original.fit"):
             return tuple(files)
+        from copier.app.fitting import fitted
+
         checkpoint = chosen_checkpoint(answers.get("original.checkpoint"), self.parts.host)
         return fitted(files, recipe, checkpoint.path, self.parts.settings)
 

@@ -127,8 +127,14 @@ def gallery(*, label: str, elem_id: str, columns: int) -> Any:
     )
 
 
-def launch(blocks: Blocks, *, host: str, port: int, folders: Sequence[Path]) -> str:
-    """Serve the page in a thread; its address. ``folders``: whose files the page may show.
+def launch(
+    blocks: Blocks, *, host: str, port: int, folders: Sequence[Path], accounts: Sequence[tuple[str, str]] = ()
+) -> tuple[str, Any]:
+    """Serve the page in a thread; its address, and the FastAPI application that serves it.
+
+    Args:
+        folders: whose files the page may show.
+        accounts: names and passwords, one of which is asked for; empty: nobody is asked.
 
     Raises:
         OSError: the port is taken.
@@ -143,8 +149,9 @@ def launch(blocks: Blocks, *, host: str, port: int, folders: Sequence[Path]) -> 
         share=False,
         inbrowser=False,
         allowed_paths=[str(folder) for folder in folders],
+        auth=list(accounts) or None,
     )
-    return str(blocks.local_url)
+    return str(blocks.local_url), blocks.server_app
 
 
 def close(blocks: Blocks) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from copier.app.ports import CheckpointInfo, HostServices, allowed_path
+from copier.app.names import folder_name
+from copier.app.ports import CheckpointInfo, HostServices, allowed_path, check_extra
 from copier.app.settings import Settings
+from copier.app.submission import MOST_SEEDS, lora_label
 from copier.errors import BadInput, CopierError
 from copier.model_options import ModelOptions, Prediction, Switch
 from copier.recipe import Recipe
@@ -25,7 +25,6 @@ OWN_EDIT = "A picture of my own"
 OWN_VAE = "The checkpoint's own"
 LORA_SLOTS = 3
 """LoRA files that a recipe of the tab may start from."""
-MOST_SEEDS = 20
 
 T = TypeVar("T")
 
@@ -122,38 +121,6 @@ def chosen_edit(answers: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) 
     raise BadInput("no edit is chosen: choose what changes between A and B")
 
 
-def fitting_side(recipe: Recipe, checkpoint: Path) -> int:
-    """The longer side of the pictures that the recipe trains on; its resolution, or what the checkpoint is
-    used to."""
-    resolution = max((one.training.resolution for one in recipe.trainings()), default=0)
-    if resolution:
-        return resolution
-    from copier.app.pictures import usual_side
-    from copier.app.service import check_checkpoint
-
-    return usual_side(check_checkpoint(checkpoint, recipe.trainer))
-
-
-def fitted(
-    pictures: Sequence[Path], recipe: Recipe, checkpoint: Path, settings: Settings
-) -> tuple[Path, ...]:
-    """The pictures, scaled and cropped where the recipe asks for another size."""
-    from copier.app.pair_preview import fitted_picture
-
-    side = fitting_side(recipe, checkpoint)
-    exact = any(one.training.resolution for one in recipe.trainings())
-    return tuple(
-        one if not exact and _is_usable(one) else fitted_picture(one, side, settings) for one in pictures
-    )
-
-
-def _is_usable(picture: Path) -> bool:
-    """Whether the sides are multiples of 64, as any size will do."""
-    from copier.app.pair_preview import picture_size
-
-    return all(side % 64 == 0 for side in picture_size(picture))
-
-
 def wanted(
     answers: Mapping[str, Any],
     recipe: Recipe,
@@ -219,6 +186,8 @@ def _sources(
         return {}
 
     def ready(files: Sequence[Path]) -> PictureFiles:
+        from copier.app.fitting import fitted
+
         fit = reader.answers.get("original.fit") and checkpoint.is_file()
         return PictureFiles(fitted(files, recipe, checkpoint, settings) if fit else tuple(files))
 
@@ -263,12 +232,6 @@ def _loras(reader: Reader, recipe: Recipe, host: HostServices) -> dict[str, Path
     }
 
 
-def lora_label(path: Path, host: HostServices) -> str:
-    """How a list names a LoRA: by its place in the LoRA folder, as two may have one name."""
-    folder = host.folders().loras
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-
-
 def lora_file(given: Any, host: HostServices) -> Path:
     """The LoRA that a list shows so. Raises BadInput where none is chosen, or it is gone."""
     if not given:
@@ -296,11 +259,7 @@ def _model_options(answers: Mapping[str, Any], host: HostServices) -> ModelOptio
 def _extra(given: Any, host: HostServices) -> tuple[str, ...]:
     """Free arguments of the user's own: never from a stranger, for they may name modules to be run."""
     text = str(given or "").strip()
-    if text and host.security().restricted:
-        raise BadInput(
-            "extra arguments can run code, and the WebUI can be reached from elsewhere: leave them out, or "
-            "start the WebUI with --enable-insecure-extension-access"
-        )
+    check_extra([text] if text else [], host.security())
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
@@ -319,10 +278,3 @@ def _folder(given: Any, host: HostServices) -> Path | None:
 
 def _edit_name(sources: Mapping[str, Source]) -> str:
     return next((one.name for one in sources.values() if isinstance(one, Edit)), "")
-
-
-def folder_name(title: str) -> str:
-    """A folder of its own for every run: by the time, and what it is about."""
-    when = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    about = re.sub(r"[^\w+-]+", "-", title).strip("-")[:40]
-    return f"copier-{when}-{about}" if about else f"copier-{when}"

@@ -10,13 +10,14 @@ import gradio as gr
 
 from copier.app.jobs import RUN, Job, JobState, JobView
 from copier.app.measure_job import MEASURE, measure_payload
+from copier.app.names import folder_name
 from copier.errors import BadInput, CopierError
 from copier.ui import pieces, words
 from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
-from copier.ui.request_form import Wanted, chosen_checkpoint, decimal, folder_name
+from copier.ui.request_form import Wanted, chosen_checkpoint, decimal
 
 OFFERS = 3
 """Buttons that repeat a failed job with other settings."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from copier.errors import BadInput
 from copier.ui import gradio_versions
@@ -19,14 +20,27 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the page is served: on the loopback interface alone unless ``listen``."""
+    """Where the page is served, and to whom: on the loopback interface alone unless ``listen``.
+
+    ``accounts`` are names and passwords, one of which is asked for; empty: nobody is asked.
+    """
 
     port: int = 7861
     listen: bool = False
+    accounts: tuple[tuple[str, str], ...] = ()
 
 
-def serve(parts: Parts, place: Place, *, ready: Callable[[str], None], ended: threading.Event) -> None:
-    """Serve the page until ``ended`` is set; ``ready`` is told its address. The queue is worked meanwhile.
+def serve(
+    parts: Parts,
+    place: Place,
+    *,
+    add: Callable[[Any], None],
+    ready: Callable[[str], None],
+    ended: threading.Event,
+) -> None:
+    """Serve the page until ``ended`` is set. The queue is worked meanwhile.
+
+    ``add`` is given the application, for what is served beside the page; then ``ready`` the address.
 
     Raises:
         BadInput: the port is taken.
@@ -37,17 +51,19 @@ def serve(parts: Parts, place: Place, *, ready: Callable[[str], None], ended: th
         gradio_versions.run_script(blocks, (ROOT / "javascript" / "copier.js").read_text(encoding="utf-8"))
     parts.jobs.start()
     try:
-        address = gradio_versions.launch(
+        address, app = gradio_versions.launch(
             blocks,
             host=EVERYWHERE if place.listen else LOOPBACK,
             port=place.port,
             folders=(parts.settings.data, parts.host.folders().output),
+            accounts=place.accounts,
         )
     except OSError as error:
         raise BadInput(
             f"the port {place.port} cannot be used ({error}): choose another one with --port"
         ) from error
     try:
+        add(app)
         ready(address)
         ended.wait()
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from copier.app.job_kinds import OPERATION, operation_payload
-from copier.app.names import check_name
+from copier.app.submission import lora_label, new_tensors_file
 from copier.errors import BadInput
 from copier.fields import FIELDS, Field
 from copier.recipe import RankMethod
@@ -18,7 +18,7 @@ from copier.ui.form import Form, button, choice, flag, html, number, small_butto
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
-from copier.ui.request_form import chosen_checkpoint, decimal, lora_file, lora_label, whole
+from copier.ui.request_form import chosen_checkpoint, decimal, lora_file, whole
 
 TERMS = 4
 """LoRAs that a sum may have."""
@@ -176,20 +176,11 @@ class ToolsSection:
         }
         arguments = self.readers[tool](answers)
         arguments["dtype"] = str(answers.get("dtype") or "fp16")
-        arguments["out"] = self._place(str(answers.get("name") or ""), checkpoint=tool == "merge")
+        name = str(answers.get("name") or "")
+        arguments["out"] = new_tensors_file(name, self.parts.host, checkpoint=tool == "merge")
         payload = operation_payload(tool, **arguments)
         job = self.parts.jobs.submit_work(OPERATION, payload, title=f"{tool}: {arguments['out'].stem}")
         return {self.job: job.id, self.said: "", self.found: ""}
-
-    def _place(self, name: str, *, checkpoint: bool) -> Path:
-        folders = self.parts.host.folders()
-        # The embedded checkpoint lies in the program's own folder: nothing is written there.
-        own = {one.path.parent for one in self.parts.host.checkpoints() if one.embedded}
-        places = [one for one in folders.checkpoints if one not in own]
-        folder = (*places, folders.output)[0] if checkpoint else folders.loras
-        stem = check_name(name.strip().removesuffix(".safetensors"))
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{stem}.safetensors"
 
     def _difference(self, given: Mapping[str, Any]) -> Arguments:
         host = self.parts.host

@@ -466,9 +466,11 @@ def test_an_operation_on_files_is_a_job_too(runs: JobService, folder: Path, doub
     job = runs.submit_work(OPERATION, payload, title="sum")
     with pytest.raises(BadInput, match=r"no file .*none\.safetensors"):
         runs.submit_work(OPERATION, operation_payload("resize", lora="none.safetensors", out="x.safetensors"))
-    with pytest.raises(BadInput, match="missing a required argument: 'lora'"):
+    with pytest.raises(BadInput, match="has no 'lora'"):
+        runs.submit_work(OPERATION, {"operation": "resize", "arguments": {"out": "x"}})
+    with pytest.raises(UnknownName, match="did you mean 'lora'"):
         runs.submit_work(OPERATION, {"operation": "resize", "arguments": {"loro": "x"}})
-    with pytest.raises(BadInput, match="as \\[path, weight\\]"):
+    with pytest.raises(BadInput, match="a list of \\[path, weight\\]"):
         runs.submit_work(OPERATION, {"operation": "combine", "arguments": {"loras": ["x"], "out": "y"}})
     with pytest.raises(UnknownName):
         runs.submit_work(OPERATION, {"operation": "unlink", "arguments": {}})

@@ -48,9 +48,10 @@ def short_recipe() -> dict[str, Any]:
 
 
 class Program:
-    """``python -m copier ui`` with a data directory of its own."""
+    """``python -m copier ui`` with a data directory of its own, and more options."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.options = options
         self.folder, self.data, self.loras = folder, folder / "data", folder / "loras"
         self.port = _free_port()
         self.process: subprocess.Popen[str] | None = None
@@ -75,7 +76,7 @@ class Program:
         }
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "copier", "--threads", "1", "ui", "--port", str(self.port)],
+            [sys.executable, "-m", "copier", "--threads", "1", "ui", "--port", str(self.port), *self.options],
             cwd=self.folder,
             env=environment,
             stderr=(self.folder / "program.log").open("a"),

@@ -33,26 +33,14 @@ def register(commands: Commands) -> None:
 
 
 def _recipes(arguments: argparse.Namespace, session: Session) -> Answer:
-    from copier.app.own_recipes import find_recipe, own_presets
-    from copier.codec import builtin_recipes, recipe_to_json
+    from copier.app.own_recipes import find_recipe, listed
+    from copier.codec import recipe_to_json
 
     if arguments.name:
         recipe = find_recipe(arguments.name, session.settings)
         return Answer(recipe_to_json(recipe), _described(recipe))
-    own = own_presets(session.settings)
-    found = {**builtin_recipes(), **own}
-    data = [
-        {
-            "name": name,
-            "own": name in own,
-            "title": one.title,
-            "explanation": one.explanation,
-            "trainer": one.trainer.value,
-            "stages": [stage.name for stage in one.stages],
-        }
-        for name, one in found.items()
-    ]
-    rows = [(name, one.trainer.value, one.explanation) for name, one in found.items()]
+    data = listed(session.settings)
+    rows = [(one["name"], one["trainer"], one["explanation"]) for one in data]
     return Answer({"recipes": data}, table(rows, ("recipe", "trainer", "what it does")))
 
 

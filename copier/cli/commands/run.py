@@ -215,22 +215,17 @@ def _check_choice(arguments: argparse.Namespace) -> None:
 def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
     """The run that the options of ``add_run_options`` ask for."""
     _check_choice(arguments)
-    from copier.app.cards import fitted
+    from copier.app.cards import changed
     from copier.app.own_recipes import find_recipe
-    from copier.codec import with_value
     from copier.request import RunRequest, ScriptOptions
 
     checkpoint = session.checkpoint()
     recipe = find_recipe(arguments.recipe, session.settings)
-    # The trainer first: what a card needs depends on it, and every other number comes after that.
-    changes = sorted(arguments.set, key=lambda one: not one.startswith("trainer="))
-    while changes and changes[0].startswith("trainer="):
-        recipe = with_value(recipe, changes.pop(0))
-    recipe, note = fitted(recipe, checkpoint, session.settings, device=arguments.device, card=arguments.card)
+    recipe, note = changed(
+        recipe, arguments.set, checkpoint, session.settings, device=arguments.device, card=arguments.card
+    )
     if note:
         session.note(note)
-    for one in changes:
-        recipe = with_value(recipe, one)
     return RunRequest(
         recipe=recipe,
         checkpoint=checkpoint,
