@@ -61,7 +61,7 @@ def disagreements(spec: CombineStage, cosines: Sequence[Sequence[float]]) -> tup
         f"{names[i]} and {names[j]} disagree: the cosine of their changes is {cosines[i][j]:.2f}, below "
         f"{spec.agreement:g}; look at their pictures, and leave one out"
         for i in range(len(names))
-        for j in range(i + 1, len(names))
+        for j in range(i + 1, len(names) if cosines else 0)
         if cosines[i][j] < spec.agreement
     )
 

@@ -306,6 +306,7 @@ def outcome_text(data: dict[str, Any]) -> str:
             )
         )
     lines += [(one["title"], text) for one in data["results"] for text in result_lines(one)]
+    lines += [("disagreement", text) for text in data["disagreements"]]
     checks = data["checks"]
     if checks["count"]:
         lines.append(("checks", f"{checks['passed']} of {checks['count']} passed"))
