@@ -85,7 +85,7 @@ class EditedSection:
         """The pairs as they would be trained on."""
         answers = self.form.answers(data)
         pictures = Pictures(paths(data.get(originals)), paths(data.get(self.edited)))
-        if not pictures.originals:
+        if not pictures.originals or not recipe.changed:
             return {self.view: pieces.pairs(())}
         return {self.view: pieces.pairs(self._views(answers, pictures, recipe))}
 
