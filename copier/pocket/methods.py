@@ -170,14 +170,11 @@ def measure(
     for name, pictures in (("trained on", trained_on), ("the checkpoint", base)):
         found[name] = [vars(figures(pictures))]
         rows.append(_row(name, pictures))
-    for name, recipe in recipes(changes).items():
-        if name not in wanted:
-            continue
-        found[name] = []
-        for offset in range(seeds):
-            seeded = reseeded(recipe, offset)
+    for offset in range(seeds):
+        for name in wanted:
+            seeded = reseeded(recipes(changes)[name], offset)
             pictures = bench.drawn(bench.trained(seeded, sets), _short(seeded))
-            found[name].append(vars(figures(pictures)))
+            found.setdefault(name, []).append(vars(figures(pictures)))
             print(name, offset, found[name][-1], file=sys.stderr, flush=True)
             if not offset:
                 rows.append(_row(name, pictures))
