@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from copier import recipe as recipe_module
+from copier.captioning import Policy
 from copier.codec import builtin_recipes
 from copier.errors import BadInput, UnknownName
 from copier.fields import FIELDS
@@ -368,3 +369,18 @@ def test_a_stage_is_found_by_name():
     assert recipe.stage("gate") is recipe.stages[1]
     with pytest.raises(UnknownName, match=r"'gat'.*'gate'"):
         recipe.stage("gat")
+
+
+def test_caption_files_are_reduced_as_the_recipe_says() -> None:
+    texts = ["a red cat, white background, smile", "a blue cat, white background, from behind"]
+    files = CaptionSpec(CaptionPolicy.FILES)
+    assert files.reduced(texts) == texts
+    varies = replace(files, kept=Policy.VARIES)
+    assert varies.reduced(texts) == ["a red cat, smile", "a blue cat, from behind"]
+    constant = replace(files, kept=Policy.CONSTANT)
+    assert constant.reduced(texts) == ["white background", "white background, from behind"]
+    assert replace(constant, keep=("smile",)).reduced(texts) == ["smile", ""]
+    with pytest.raises(BadInput, match="keeps every tag"):
+        replace(files, keep=("smile",))
+    with pytest.raises(BadInput, match="not one tag"):
+        replace(constant, keep=("one, two",))
