@@ -205,7 +205,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             "and what it changed is extracted.",
         ),
         "agreement": Field(
-            "Agreement", "Two LoRAs whose deltas have a cosine below this are reported.", -1, 1
+            "Agreement", "Two LoRAs whose deltas have a cosine below this are reported; -1: none.", -1, 1
         ),
         "ranks": _structure("Rank", "How far the sum is truncated."),
     },

@@ -347,6 +347,7 @@ class CombineStage(Spec):
     """The weighted sum of any number of LoRAs; with ``average`` it is divided by their number.
 
     LoRAs the cosine of whose deltas is below ``agreement`` are reported: they do not make the same change.
+    With -1 none is, for sums of LoRAs that need not.
     """
 
     name: str
@@ -354,7 +355,7 @@ class CombineStage(Spec):
     ranks: RankPolicy = RankPolicy()
     average: bool = False
     route: SumRoute = SumRoute.FACTORS
-    agreement: float = 0.1
+    agreement: float = -1.0
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -675,7 +676,10 @@ def with_control(recipe: Recipe) -> Recipe:
 
 def _control(recipe: Recipe, pictures: str, names: Collection[str]) -> TrainStage:
     """The plain LoRA on ``pictures``, under a name that is not among ``names``."""
-    trained = [stage for stage in recipe.trainings() if recipe.given_for(stage.pictures) == pictures]
+    given = recipe.given_for(pictures)
+    trained = [stage for stage in recipe.trainings() if stage.pictures == pictures] or [
+        stage for stage in recipe.trainings() if recipe.given_for(stage.pictures) == given
+    ]
     if not trained:
         raise BadInput(
             f"the recipe {recipe.name!r} trains nothing on {pictures.upper()}: there is no control for it"

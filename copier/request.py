@@ -194,20 +194,25 @@ class RunRequest:
 
     def _check_numbers(self) -> None:
         for one in self.recipe.pictures:
-            if one.number and one.number > (count := self._count(one.part_of)):
+            if one.number and one.number > (count := self.count_of(one.part_of)):
                 raise BadInput(
                     f"the recipe wants picture {one.number} of {one.part_of!r}, which has {count}: give more "
                     "pictures, or take the recipe as it was before it was written out for them"
                 )
 
-    def _count(self, pictures: str) -> int:
+    def count_of(self, pictures: str) -> int:
         """The number of pictures of a set."""
-        files = self.files_of(pictures)
-        return 1 if files is None else len(files.paths)
+        spec = self.recipe.picture_set(pictures)
+        if spec.part_of:
+            return (1 if spec.number else self.count_of(spec.part_of)) * (spec.views or 1)
+        source = self.pictures[pictures]
+        if isinstance(source, Edit):
+            return self.count_of(spec.of)
+        return len(source.paths) if isinstance(source, PictureFiles) else 1
 
     def written_out(self) -> RunRequest:
         """The same with a recipe in which no set goes one by one any more (``copier.expansion``)."""
-        counts = {one.name: self._count(one.name) for one in self.recipe.given}
+        counts = {one.name: self.count_of(one.name) for one in self.recipe.given}
         return replace(self, recipe=written_out(self.recipe, counts))
 
     def source_of(self, pictures: str) -> Source:

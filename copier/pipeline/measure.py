@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -55,15 +56,20 @@ def closeness_result(done: Done, stage: PlannedStage, folder: Path) -> Closeness
 
 
 def disagreements(spec: CombineStage, cosines: Sequence[Sequence[float]]) -> tuple[str, ...]:
-    """A sentence on each two LoRAs of a sum whose deltas have a cosine below the stage's ``agreement``."""
-    names = [term.lora for term in spec.terms]
-    return tuple(
-        f"{names[i]} and {names[j]} disagree: the cosine of their changes is {cosines[i][j]:.2f}, below "
-        f"{spec.agreement:g}; look at their pictures, and leave one out"
-        for i in range(len(names))
-        for j in range(i + 1, len(names) if cosines else 0)
-        if cosines[i][j] < spec.agreement
-    )
+    """A sentence on each two terms of a sum whose deltas have a cosine below the stage's ``agreement``.
+
+    ``cosines`` are those of the LoRAs; a weight below 0 turns its term's change round.
+    """
+    terms, found = spec.terms, []
+    for i, row in enumerate(cosines):
+        for j in range(i):
+            cosine = math.copysign(1.0, terms[i].weight * terms[j].weight) * row[j]
+            if cosine < spec.agreement:
+                found.append(
+                    f"{terms[j].lora} and {terms[i].lora} disagree: the cosine of their changes is "
+                    f"{cosine:.2f}, below {spec.agreement:g}; look at their pictures, and leave one out"
+                )
+    return tuple(found)
 
 
 def strip_figures(

@@ -432,7 +432,7 @@ def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None,
         return ()
     files = request.files_of(stage.pictures)
     if files is None:
-        return (None,)
+        return (None,) * request.count_of(stage.pictures)
     return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in files.paths)
 
 

@@ -65,7 +65,8 @@ def test_several_originals_are_two_folders(
     published = {path.name for path in (folder / "out").iterdir()}
     assert {"a-1.png", "a-2.png"} <= published
     assert not any(name.startswith("a-1-") for name in published)
-    again = copier(*given, "--control", "--set", "resized.ranks.rank=1").json
+    changed = ("--set", "resized.ranks.rank=1", "--set", "mean.agreement=-1")
+    again = copier(*given, "--control", *changed).json
     assert again["disagreements"] == []
     assert {one["name"] for one in again["stages"] if one["status"] == "run" and one["kind"] != "draw"} == {
         "resized",

@@ -69,6 +69,19 @@ def test_the_control_has_all_pictures_that_go_one_by_one_and_the_views_as_they_a
     assert framed.pictures == "views-b"
 
 
+def test_an_evaluation_of_one_pair_has_a_control_on_that_pair() -> None:
+    alone = EvaluateStage("alone", "lora", ("p",))
+    recipe = written_out(replace(SEVERAL, stages=(*SEVERAL.stages, alone)), {"a": 2, "b": 2})
+    controlled = with_control(recipe)
+    controls = {one.name: one.control for one in controlled.stages if isinstance(one, EvaluateStage)}
+    trained = {one.name: one.pictures for one in controlled.trainings()}
+    assert {name: trained[control] for name, control in controls.items()} == {
+        "evaluate": "b",
+        "alone-1": "b-1",
+        "alone-2": "b-2",
+    }
+
+
 def test_a_result_for_each_picture_is_refused() -> None:
     with pytest.raises(BadInput, match=r"'lora'.*each picture of 'a'.*combines"):
         written_out(replace(SEVERAL, result="lora"), {"a": 2, "b": 2})
@@ -94,6 +107,9 @@ def test_a_request_counts_its_pictures() -> None:
 
 
 def test_a_file_comes_as_often_as_there_are_views_of_it() -> None:
+    assert request(FRAMING, 2).count_of("views-b") == 16
+    drawn = replace(request(FRAMING, 1), pictures={"a": Generated("p"), "b": Edit("grayscale")})
+    assert (drawn.files_of("views-b"), drawn.count_of("views-b")) == (None, 8)
     files = request(FRAMING, 2).files_of("views-b")
     assert files is not None
     assert [path.name for path in files.paths] == ["0.png"] * 8 + ["1.png"] * 8
