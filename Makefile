@@ -7,6 +7,7 @@ TORCH ?= -r requirements/torch.txt
 
 # Tests that run at a time.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+MEASURED := tests/method/test_method.py
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
@@ -43,10 +44,10 @@ lint: $(STAMP_TEST) ## ruff on everything, mypy (strict) on layers 0 to 4
 	@$(PY) -m mypy
 
 pytest: $(STAMP_TEST) ## the test suite
-	@echo "== pytest: trainings that are measured, with all cores each"
-	@$(PY) -m pytest -q tests/method
+	@echo "== pytest: trainings that are measured, with all cores"
+	@$(PY) -m pytest -q $(MEASURED)
 	@echo "== pytest: everything else, side by side"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore tests/method
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore $(MEASURED)
 
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
 	@JOBS=$(JOBS) sh tests/host310/run.sh "$(PY)"
@@ -54,7 +55,8 @@ test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest
 test-ui: $(STAMPS_UI) ## the tab in Chromium, on gradio 3.41 and 4.40, with real training on the pocket checkpoint
 	@set -e; for gradio in 3 4; do \
 	  echo "== the tab on gradio $$gradio"; \
-	  OMP_NUM_THREADS=2 .venv-ui-gradio$$gradio/bin/python -m pytest -q tests/ui; \
+	  COPIER_TEST_UI_REQUIRED=1 OMP_NUM_THREADS=2 \
+	    .venv-ui-gradio$$gradio/bin/python -m pytest -q --durations=6 tests/ui; \
 	done
 
 screenshots: $(STAMPS_UI) ## the pictures of docs/tab.md, from the running program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -11,7 +12,7 @@ from copier.errors import BadInput, UnknownName
 from copier.expansion import written_out
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number, check_text
 from copier.model_options import AS_IT_IS, ModelOptions
-from copier.recipe import Recipe
+from copier.recipe import Recipe, StageSpec, TrainStage
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 """Of the files of a folder that are taken for pictures."""
@@ -250,3 +251,24 @@ class RunRequest:
             if edit is not None and edit not in found:
                 found.append(edit)
         return tuple(found)
+
+
+def in_epochs(request: RunRequest, epochs: int, repeats: int = 1) -> RunRequest:
+    """``request`` with every training ``epochs`` times over its pictures, each ``repeats`` times an epoch.
+
+    steps = epochs * ceil(pictures * repeats / batch size), as sd-scripts counts them.
+
+    Raises:
+        BadInput: that is more steps than a training may have, or fewer than its warm-up has.
+    """
+
+    def counted(stage: StageSpec) -> StageSpec:
+        if not isinstance(stage, TrainStage):
+            return stage
+        files = request.files_of(stage.pictures)
+        pictures = 1 if files is None else len(files.paths)
+        steps = epochs * math.ceil(pictures * repeats / stage.training.batch_size)
+        return replace(stage, training=replace(stage.training, steps=steps))
+
+    recipe = replace(request.recipe, stages=tuple(map(counted, request.recipe.stages)))
+    return replace(request, recipe=recipe)

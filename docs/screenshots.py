@@ -52,7 +52,7 @@ def take_all(program: Program) -> None:
         tab.press("run__start")
         tab.state("running")
         tab.waits_for("#copier_run__curve svg polyline")
-        both(tab, "run", "#copier_run__head", "#copier_run__poll")
+        both(tab, "run", "#copier_run__bar", "#copier_run__log_fold")
         both(tab, "pair", "#copier_edited__head", "#copier_edited__view")
         both(tab, "original", "#copier_original__head", "#copier_original__clear")
         both(tab, "recipe", "#copier_recipe__head", "#copier_preset__files")
@@ -99,6 +99,7 @@ def without_places(tab: TabPage, program: Program) -> None:
 
 def both(tab: TabPage, name: str, first: str, last: str) -> None:
     """The part of the page from one element to another, light and dark."""
+    tab.page.add_style_tag(content="#copier_run__bar { position: static !important; }")
     for theme in ("light", "dark"):
         tab.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
         time.sleep(0.6)
@@ -106,9 +107,10 @@ def both(tab: TabPage, name: str, first: str, last: str) -> None:
         card = tab.page.locator(first).first.evaluate(
             """(one, last) => {
                 const box = (one.closest('.copier-card') || one).getBoundingClientRect();
-                const end = document.querySelector(last).getBoundingClientRect();
+                const ending = document.querySelector(last), end = ending.getBoundingClientRect();
+                const frame = (ending.closest('.copier-card') || ending).getBoundingClientRect();
                 const top = Math.min(box.top, end.top) + scrollY, left = Math.min(box.left, end.left);
-                return {x: left, y: top, width: Math.max(box.right, end.right) - left,
+                return {x: left, y: top, width: Math.max(box.right, frame.right) - left,
                         height: Math.max(end.bottom + 14, 40) + scrollY - top};
             }""",
             last,

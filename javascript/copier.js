@@ -4,7 +4,7 @@
     if (window.copierTab) return;
     window.copierTab = true;
 
-    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 4000, AGAIN = 1500;
+    const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 4000, AGAIN = 1500, GRACE = 1500, LONGEST = 120000;
     let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false, probing = false;
 
     const root = () => {
@@ -16,11 +16,12 @@
     const inTab = (node) => Boolean(node && node.closest && node.closest("#copier_tab"));
     const visible = (node) => Boolean(node && node.offsetParent !== null);
 
-    const pulse = () => {
-        const one = root().querySelector("#copier_run__pulse .copier-pulse");
+    const counted = (id) => {
+        const one = root().querySelector("#" + id + " .copier-pulse");
         return one ? one.dataset.count : "";
     };
-    let heard = "";
+    const pulse = () => counted("copier_run__pulse");
+    let heard = "", checkingSince = 0, checkHeard = "", filesSince = 0;
 
     function tick() {
         const tab = find("copier_tab");
@@ -29,7 +30,7 @@
         const now = Date.now();
         if (waitingSince && pulse() !== heard) { waitingSince = 0; heard = pulse(); settled(); }
         if (overdue()) return probe();
-        if (waitingSince) return;
+        if (waitingSince || uploading()) return;
         const live = root().querySelector('#copier_tab [data-live="1"]');
         if (now - lastPoll < (live ? FAST : SLOW)) return;
         heard = pulse();
@@ -50,7 +51,8 @@
     }
 
     function settled() {
-        const live = [...root().querySelectorAll("#copier_tab [data-live]")].map((one) => one.dataset.live).join();
+        const live = [...root().querySelectorAll("#copier_tab [data-live]")]
+            .map((one) => one.dataset.live + (one.dataset.other || "")).join();
         if (live !== wasLive) { wasLive = live; scheduleCheck(); }
     }
 
@@ -65,7 +67,51 @@
 
     function scheduleCheck() {
         clearTimeout(checkTimer);
-        checkTimer = setTimeout(() => overdue() ? scheduleCheck() : press("copier_run__check"), SETTLE);
+        checkTimer = setTimeout(() => overdue() || uploading() ? scheduleCheck() : check(), SETTLE);
+    }
+
+    function check() {
+        checkHeard = counted("copier_run__checked");
+        if (press("copier_run__check")) checkingSince = Date.now();
+    }
+
+    // gradio 3 forgets a file that it sends when any answer arrives meanwhile, and says "Uploading..." for
+    // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived.
+    function awaited() {
+        if (counted("copier_run__checked") !== checkHeard) checkingSince = 0;
+        const recent = (since) => since && Date.now() - since < OVERDUE;
+        return Boolean(recent(checkingSince) || (recent(waitingSince) && pulse() === heard));
+    }
+
+    function uploading() {
+        const took = Date.now() - filesSince;
+        if (took < GRACE) return true;
+        const rows = [...root().querySelectorAll("#copier_tab td.download")];
+        return took < LONGEST && rows.some((row) => !row.querySelector("a"));
+    }
+
+    function holdFiles(event) {
+        const target = event.composedPath ? event.composedPath()[0] : event.target;
+        const given = event.type === "drop" ? event.dataTransfer : target;
+        if (!inTab(target) || !given || !given.files || !given.files.length) return;
+        filesSince = Date.now();
+        if (event.copierHeld || !awaited()) return;
+        event.stopImmediatePropagation();
+        event.preventDefault();
+        const kept = new DataTransfer();
+        for (const file of given.files) kept.items.add(file);
+        passFiles(event.type, target, kept);
+    }
+
+    function passFiles(type, target, kept) {
+        filesSince = Date.now();
+        if (awaited()) return setTimeout(() => passFiles(type, target, kept), 50);
+        const again = type === "drop"
+            ? new DragEvent(type, {bubbles: true, cancelable: true, dataTransfer: kept})
+            : new Event(type, {bubbles: true});
+        again.copierHeld = true;
+        if (type !== "drop") target.files = kept.files;
+        target.dispatchEvent(again);
     }
 
     function soon() { lastPoll = 0; waitingSince = 0; }
@@ -128,10 +174,39 @@
         }
     }
 
+    // In a WebUI: show this tab; read the cards of LoRAs again when one was installed.
+    window.copierShow = () => {
+        const tabs = [...root().querySelectorAll("#tabs > .tab-nav button")];
+        const own = tabs.find((one) => one.textContent.trim() === "Copier");
+        if (own) own.click();
+    };
+    let installed = "";
+
+    function refreshCards() {
+        const one = root().querySelector("#copier_result__said [data-installed]");
+        const now = one ? one.dataset.installed : "";
+        if (now && now !== installed) {
+            for (const tab of ["txt2img", "img2img"]) press(tab + "_lora_extra_refresh_internal");
+        }
+        installed = now || installed;
+    }
+
+    // A WebUI's own script presses Generate for Ctrl+Enter, and nothing for Esc outside its own tabs.
+    function keys(event) {
+        if (!visible(find("copier_tab"))) return;
+        if (event.key === "Escape") press("copier_original__interrupt");
+        const alone = typeof get_uiCurrentTabContent === "undefined";
+        if (alone && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+            press("copier_original__generate");
+        }
+    }
+
+    document.addEventListener("keydown", keys);
+    for (const type of ["change", "drop"]) document.addEventListener(type, holdFiles, true);
     document.addEventListener("input", swipe, true);
     for (const type of ["input", "change", "focusout", "click", "drop"]) {
         document.addEventListener(type, changed, true);
     }
     document.addEventListener("visibilitychange", soon);
-    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); }, 250);
+    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); refreshCards(); }, 250);
 })();

@@ -60,8 +60,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "gradio": ("copier/ui/", "scripts/"),
     "fastapi": ("copier/api/",),
     "starlette": ("copier/api/",),
-    "modules": ("copier/host/webui.py",),
-    "modules_forge": ("copier/host/webui.py",),
+    "modules": ("copier/host/webui/", "scripts/"),
+    "modules_forge": ("copier/host/webui/",),
+    "backend": ("copier/host/webui/",),
     # A1111 lacks diffusers and peft, Forge has old ones: only for the worker child and the pocket model.
     **dict.fromkeys(
         ("diffusers", "transformers", "peft", "accelerate"),

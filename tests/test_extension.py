@@ -1,30 +1,105 @@
-"""What a host runs when it loads the extension."""
+"""What a host runs when it loads the extension, and again at "Reload UI": the file in ``scripts/``."""
 
+from __future__ import annotations
+
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
+HOST = """
+import json, runpy, sys, types
+calls = []
+modules = types.ModuleType("modules"); modules.__path__ = []
+callbacks = types.ModuleType("modules.script_callbacks")
+for kind in ("ui_settings", "before_ui", "after_component", "app_started", "ui_tabs"):
+    setattr(callbacks, "on_" + kind, lambda callback, kind=kind: calls.append((kind, callback)))
+scripts = types.ModuleType("modules.scripts")
+scripts.Script, scripts.AlwaysVisible = type("Script", (), {}), object()
+gradio = types.ModuleType("gradio")
+class Blocks:
+    def __init__(self, **options): self.texts = []
+    def __enter__(self): gradio.now = self; return self
+    def __exit__(self, *error): pass
+gradio.Blocks, gradio.HTML = Blocks, lambda text: gradio.now.texts.append(text)
+for name, module in (("script_callbacks", callbacks), ("scripts", scripts)):
+    setattr(modules, name, module)
+    sys.modules["modules." + name] = module
+sys.modules["modules"], sys.modules["gradio"] = modules, gradio
+script, *folders = sys.argv[1:]
+sys.path[:0] = folders
+def load():
+    calls.clear()
+    made = runpy.run_path(script)
+    types = {name: one for name, one in made.items() if isinstance(one, type)}
+    classes = [name for name, one in types.items() if issubclass(one, scripts.Script)]
+    tabs = [callback for kind, callback in calls if kind == "ui_tabs"]
+    return {"calls": [kind for kind, _ in calls], "scripts": classes, "tabs": tabs}
+"""
 
-def loaded(*folders: Path) -> str:
-    """What the script of the extension prints where packages are found in ``folders``, in that order."""
-    code = "import runpy, sys; sys.path[:0] = sys.argv[2:]; runpy.run_path(sys.argv[1])"
-    script = ROOT / "scripts" / "copier_webui.py"
+REPORT = """
+first = load()
+heavy = [name for name in ("torch", "numpy", "PIL", "copier.app", "copier.ui") if name in sys.modules]
+CHANGE
+again = load()
+def told(found): return [tab[0].texts for call in found["tabs"] for tab in call()] if TELL else []
+kept = [{"calls": one["calls"], "scripts": one["scripts"], "told": told(one)} for one in (first, again)]
+print(json.dumps(kept))
+print(json.dumps(heavy))
+"""
+
+
+def loaded(*folders: Path, change: str = "", tell: bool = False) -> tuple[list[Any], list[str], str]:
+    """What the script does in a host, the first time and the second; what it imported; what it printed."""
+    code = HOST + REPORT.replace("CHANGE", change).replace("TELL", str(tell))
+    script = folders[-1] / "scripts" / "copier_webui.py"
     done = subprocess.run(
         [sys.executable, "-c", code, str(script), *map(str, folders)],
-        capture_output=True, text=True, check=True, cwd=folders[0],
+        capture_output=True, text=True, check=True, cwd=folders[0], env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
-    return done.stdout
+    *said, report, heavy = done.stdout.splitlines()
+    return json.loads(report), json.loads(heavy), "\n".join(said)
 
 
-def test_the_host_is_told_what_works_today() -> None:
-    assert "python -m copier" in loaded(ROOT)
+def test_loading_registers_everything_once_and_imports_nothing_heavy() -> None:
+    found, heavy, said = loaded(ROOT)
+    kinds = ["ui_settings", "before_ui", "after_component", "app_started", "ui_tabs"]
+    for one in found:
+        assert sorted(one["calls"]) == sorted(kinds)
+        assert one["scripts"] == ["CopierRecipe"]
+    assert heavy == []
+    assert said == ""
 
 
 def test_another_package_of_the_name_is_named_with_the_remedy(tmp_path: Path) -> None:
     other = tmp_path / "copier"
     other.mkdir()
     (other / "__init__.py").touch()
-    said = loaded(tmp_path, ROOT)
+    found, _, said = loaded(tmp_path, ROOT, tell=True)
     assert str(other) in said and "pip uninstall copier" in said
+    assert found[0]["calls"] == ["ui_tabs"]
+    assert "pip uninstall copier" in found[0]["told"][0][0]
+
+
+def test_a_failure_of_ours_becomes_a_tab_that_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "copier").mkdir()
+    (tmp_path / "copier" / "__init__.py").touch()
+    (tmp_path / "scripts" / "copier_webui.py").write_bytes(
+        (ROOT / "scripts" / "copier_webui.py").read_bytes()
+    )
+    found, _, said = loaded(tmp_path, tell=True)
+    assert found[0]["calls"] == ["ui_tabs"]
+    assert "ModuleNotFoundError" in found[0]["told"][0][0]
+    assert "Copier could not start" in said
+
+
+def test_after_an_update_a_reload_asks_for_a_restart() -> None:
+    change = "import copier.host.webui.registration as one; one._stamp = -1"
+    found, _, said = loaded(ROOT, change=change)
+    assert found[1]["calls"] == ["ui_tabs"]
+    assert "was updated while the WebUI ran" in said

@@ -27,6 +27,9 @@ import torch
 
 from copier.errors import BadInput
 
+Counted = Callable[[int, int], None]
+"""Hears of progress: how many are done, and how many there are."""
+
 Term = tuple[torch.Tensor, torch.Tensor, float]
 """up (out, rank), down (rank, in) and the factor c of their product."""
 
@@ -45,6 +48,10 @@ NOISE = 1e-13
 
 BATCH = 32
 """Matrices of r x r that are decomposed together; at r = 128 a few such batches fit a processor's cache."""
+
+
+def not_counted(done: int, total: int) -> None:
+    """The one that does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +96,14 @@ class Approximation:
     lost: float
 
 
-def approximate(sums: Sequence[Sum], *, threads: int = 1) -> list[Approximation]:
+def approximate(
+    sums: Sequence[Sum], *, threads: int = 1, counted: Counted = not_counted
+) -> list[Approximation]:
     """The best approximation of each sum by the rank that it chooses.
 
     Its error is at most (1 + 1e-5) times the smallest possible one, or that plus 1e-5 of the norm where
     next to nothing is lost. It does not depend on which other sums are given, nor on ``threads``, how many
-    batches are worked on at once.
+    batches are worked on at once. ``counted`` hears how many are done; what it raises ends the work.
 
     Raises:
         BadInput: a sum overflows.
@@ -115,8 +124,11 @@ def approximate(sums: Sequence[Sum], *, threads: int = 1) -> list[Approximation]
             results = pool.map(lambda batch, dtype=dtype: _by_gram([sums[i] for i in batch], dtype), batches)
             for batch, found in zip(batches, results, strict=True):
                 done.update((index, one) for index, one in zip(batch, found, strict=True) if one is not None)
+                counted(len(done), len(sums))
         left = [index for index in range(len(sums)) if index not in done]
-        done.update(zip(left, pool.map(lambda index: _by_qr(sums[index]), left), strict=True))
+        for index, approximation in zip(left, pool.map(lambda index: _by_qr(sums[index]), left), strict=True):
+            done[index] = approximation
+            counted(len(done), len(sums))
     return [done[index] for index in range(len(sums))]
 
 

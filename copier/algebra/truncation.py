@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from copier.algebra.approximation import Approximation, Sum, approximate
+from copier.algebra.approximation import Approximation, Counted, Sum, approximate, not_counted
 from copier.algebra.arithmetic import grouped, shaped
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
@@ -128,17 +128,19 @@ def truncate_sum(
     rule_of: Callable[[str, LowRankDelta], RankRule],
     *,
     threads: int = 1,
+    counted: Counted = not_counted,
 ) -> Resized:
     """The sum of ratio * lora over ``terms``, each module truncated by ``rule_of(name, delta)``.
 
     The same as truncating ``arithmetic.combine(terms)``, without making it: a module's ``delta``
-    is that of the first term that has it. ``threads`` work at once. Raises as ``combine`` and ``truncate``.
+    is that of the first term that has it. ``threads`` work at once; ``counted`` hears how many modules are
+    done. Raises as ``combine`` and ``truncate``.
     """
     groups = grouped(terms)
     sums = [_sum(parts, rule_of(name, parts[0][0])) for name, parts in groups.items()]
     done = {
         name: _truncation(found, groups[name][0][0])
-        for name, found in zip(groups, approximate(sums, threads=threads), strict=True)
+        for name, found in zip(groups, approximate(sums, threads=threads, counted=counted), strict=True)
     }
     return Resized(
         lora=LoraWeights({name: truncation.delta for name, truncation in done.items()}),
@@ -147,13 +149,19 @@ def truncate_sum(
 
 
 def resize(
-    lora: LoraWeights, rule: RankRule, conv_rule: RankRule | None = None, *, threads: int = 1
+    lora: LoraWeights,
+    rule: RankRule,
+    conv_rule: RankRule | None = None,
+    *,
+    threads: int = 1,
+    counted: Counted = not_counted,
 ) -> Resized:
     """Truncate every module by ``rule``, kernels larger than 1x1 by ``conv_rule`` where given."""
     return truncate_sum(
         [(lora, 1.0)],
         lambda _, delta: (conv_rule or rule) if delta.is_conv else rule,
         threads=threads,
+        counted=counted,
     )
 
 

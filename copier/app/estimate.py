@@ -103,8 +103,8 @@ def estimate(
     history = _History([entry.record for entry in store.entries()])
     digest = DigestMemory(settings.digests).digest
     found: dict[str, StageEstimate] = {}
+    sizes = set_sizes(wanted)
     for one in (wanted, *repetitions(wanted, seeds)):
-        sizes = set_sizes(one)
         for stage in plan(one, digest).stages:
             if stage.key not in found:
                 reused = store.find(stage.key) is not None

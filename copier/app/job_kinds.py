@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from copier.app.job_values import RUN, JobKind, Json
+from copier.app.job_values import RUN, JobKind, Json, Needs
 from copier.app.measure_job import MEASURE, check_measure, work_measure
 from copier.app.operation_arguments import FILES, OUT, WEIGHTED, find_operation, read_arguments
 from copier.app.request_json import absolute, request_from_json
@@ -125,7 +125,7 @@ def work_install(
 
 KINDS = (
     JobKind(RUN, work_run, check_run),
-    JobKind(OPERATION, work_operation, check_operation),
-    JobKind(INSTALL, work_install),
+    JobKind(OPERATION, work_operation, check_operation, Needs.TURN),
+    JobKind(INSTALL, work_install, needs=Needs.NOTHING),
     JobKind(MEASURE, work_measure, check_measure),
 )

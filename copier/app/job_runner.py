@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from copier.app.job_events import EventLog, Recorder
 from copier.app.job_files import STOP, JobFiles
-from copier.app.job_values import Failure, Job, JobKind, JobState
+from copier.app.job_values import Failure, Job, JobKind, JobState, Needs
 from copier.app.settings import Settings
 from copier.errors import BadInput, Cancelled, CopierError
 from copier.lock import FileLock
@@ -40,12 +40,13 @@ class Runner:
         files: JobFiles,
         settings: Settings,
         kinds: Mapping[str, JobKind],
-        released: Callable[[], AbstractContextManager[None]],
+        has: Mapping[Needs, Callable[[], AbstractContextManager[None]]],
     ) -> None:
+        """``has``: for what a kind of job needs of the host, the block in which it is had."""
         self._files = files
         self._settings = settings
         self._kinds = kinds
-        self._released = released
+        self._has = has
         self._lock = FileLock(files.root / "runner.lock")
         self._closing = CancelToken()
         self._wake = threading.Event()
@@ -164,7 +165,7 @@ class Runner:
             kind = self._kinds.get(job.kind)
             if kind is None:
                 raise BadInput(f"this version knows no jobs of the kind {job.kind!r}: update the program")
-            with self._released():
+            with self._has[kind.needs]():
                 outcome = kind.work(job.payload, self._settings, observer, token)
             ended = replace(job, state=JobState.DONE, outcome=outcome)
         except Cancelled:

@@ -199,6 +199,14 @@ def no_check(payload: Mapping[str, Any], settings: Settings) -> None:
     """The check of a kind that takes every payload."""
 
 
+class Needs(str, Enum):
+    """What a kind of job needs of the host: the model's memory, its turn alone, or nothing."""
+
+    MEMORY = "memory"
+    TURN = "turn"
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True)
 class JobKind:
     """A kind of job: ``check`` is asked before one is queued, ``work`` carries it out."""
@@ -206,6 +214,7 @@ class JobKind:
     name: str
     work: Work
     check: Check = field(default=no_check)
+    needs: Needs = Needs.MEMORY
 
 
 def run_payload(request: RunRequest, *, control: bool = False, seeds: int = 1) -> Json:

@@ -36,6 +36,7 @@ from copier.app.job_values import (
     JobState,
     JobView,
     Json,
+    Needs,
     StageView,
     Work,
     run_payload,
@@ -60,6 +61,7 @@ __all__ = [
     "JobState",
     "JobView",
     "Json",
+    "Needs",
     "StageView",
     "Work",
     "run_payload",
@@ -82,16 +84,20 @@ class JobService:
         *,
         kinds: Sequence[JobKind] = (),
         released: Callable[[], AbstractContextManager[None]] = nullcontext,
+        turn: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         """
         Args:
             kinds: in addition to those of ``copier.app.job_kinds`` (runs, operations on files, installation).
-            released: ``HostServices.released``: the host gives its memory back while a job runs.
+            released: ``HostServices.released``: the host gives its memory back while a job trains or draws.
+            turn: the host draws nothing while an operation on files computes, and keeps its model; None:
+                operations are carried out as the other jobs are.
         """
         self._settings = settings
         self._kinds = {kind.name: kind for kind in (*KINDS, *kinds)}
         self._files = JobFiles(settings.jobs)
-        self._runner = Runner(self._files, settings, self._kinds, released)
+        has = {Needs.MEMORY: released, Needs.TURN: turn or released, Needs.NOTHING: nullcontext}
+        self._runner = Runner(self._files, settings, self._kinds, has)
         self._views: OrderedDict[str, ViewBuilder] = OrderedDict()
         self._views_lock = threading.Lock()
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect as inspection
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+import torch
 
 from copier.app.checks import check_tensors_output, chosen_device
 from copier.codec import RECIPE_KEY, recipe_from_text, recipe_to_json
@@ -22,19 +25,33 @@ from copier.ops import merge as merging
 from copier.ops import resize as resizing
 from copier.ops.report import OperationReport
 
+log = logging.getLogger(__name__)
+
 Given = ParamSpec("Given")
 Report = TypeVar("Report", bound=OperationReport)
 
 
 def _served(operation: Callable[Given, Report]) -> Callable[Given, Report]:
-    """``operation`` with its output checked first and ``device`` chosen: auto (the default), cpu, cuda."""
+    """``operation`` with its output checked first and ``device`` chosen: auto (the default), cpu, cuda.
+
+    With auto it is done on the processor where the card's memory does not suffice: a WebUI may hold it.
+    """
     signature = inspection.signature(operation)
 
     @functools.wraps(operation)
     def served(*arguments: Given.args, **options: Given.kwargs) -> Report:
         given = signature.bind(*arguments, **options).arguments
         check_tensors_output(Path(given["out"]), overwrite=bool(given.get("overwrite")))
-        options["device"] = chosen_device(str(given.get("device", "auto")))
+        wanted = str(given.get("device", "auto"))
+        options["device"] = chosen_device(wanted)
+        try:
+            return operation(*arguments, **options)
+        except torch.cuda.OutOfMemoryError:
+            if wanted != "auto":
+                raise
+            log.warning("the card's memory did not suffice; computing on the processor")
+        torch.cuda.empty_cache()
+        options["device"] = "cpu"
         return operation(*arguments, **options)
 
     return served

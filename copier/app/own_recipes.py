@@ -43,6 +43,10 @@ _LOCAL = frozenset(
 )
 """Names of what belongs to a run or a machine; where a spec has a field of that name, it is the spec's."""
 _TAG = re.compile(r"<lora:([^:<>]+)")
+INFOTEXT_FIELD = "Copier recipe"
+"""Of the text that a WebUI writes into pictures: the recipe of a LoRA that they were drawn with."""
+_IN_INFOTEXT = re.compile(rf'{INFOTEXT_FIELD}: ("(?:[^"\\]|\\.)*")')
+"""The WebUI writes a value that has commas as a JSON string."""
 _LARGEST_TEXT = 4 << 20
 """Bytes of a recipe's JSON that are read: a recipe has thousands."""
 
@@ -96,6 +100,8 @@ def recipe_of_lora(path: Path) -> Imported:
 def recipe_of_picture(path: Path, loras: Sequence[Path] = ()) -> Imported:
     """The recipe that a picture carries, or that of the first LoRA that its prompt names (``<lora:name:1>``).
 
+    It carries one as ours, or in the text that a WebUI writes, under ``INFOTEXT_FIELD``.
+
     Args:
         loras: files in which a LoRA of the prompt is looked for, by file name or alias.
 
@@ -107,7 +113,11 @@ def recipe_of_picture(path: Path, loras: Sequence[Path] = ()) -> Imported:
         texts = {name: value for name, value in getattr(image, "text", {}).items() if isinstance(value, str)}
     if RECIPE_KEY in texts:
         return imported(texts[RECIPE_KEY], f"the recipe in {path.name}")
-    names = _TAG.findall(texts.get("parameters", ""))
+    infotext = texts.get("parameters", "")
+    written = _IN_INFOTEXT.search(infotext)
+    if written:
+        return imported(json.loads(written[1]), f"the recipe in the text of {path.name}")
+    names = _TAG.findall(infotext)
     for name in names:
         for lora in loras:
             if _is_called(lora, name):

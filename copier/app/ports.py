@@ -70,17 +70,24 @@ class Security:
     """Who can reach the host.
 
     ``shared``: through a public link; ``listening``: from the network; ``insecure_access``: the host was
-    started with its flag that allows others to do what they like (``--enable-insecure-extension-access``).
+    started with its flag that allows others to do what they like (``--enable-insecure-extension-access``);
+    ``hidden_folders``: with the one that keeps folders from everybody (``--hide-ui-dir-config``).
     """
 
     shared: bool = False
     listening: bool = False
     insecure_access: bool = False
+    hidden_folders: bool = False
 
     @property
     def restricted(self) -> bool:
-        """Whether strangers may sit at the page: paths are then kept to the host's folders."""
+        """Whether strangers may sit at the page: nothing is then run or installed that they name."""
         return (self.shared or self.listening) and not self.insecure_access
+
+    @property
+    def keeps_paths(self) -> bool:
+        """Whether paths are kept to the host's folders."""
+        return self.restricted or self.hidden_folders
 
 
 THIS_MACHINE = Security()
@@ -206,12 +213,12 @@ class HostServices(Protocol):
 
 
 def allowed_path(path: Path, ports: HostServices) -> Path:
-    """``path`` as an absolute one, refused where strangers may sit at the page and it is not the host's.
+    """``path`` as an absolute one, refused where the host keeps paths to its folders and it is outside.
 
     Links count as what they lead to, and ``..`` is resolved before the comparison.
 
     Raises:
-        BadInput: ``ports`` is restricted (``Security.restricted``) and the path is outside its folders.
+        BadInput: ``ports`` keeps paths (``Security.keeps_paths``) and this one is outside its folders.
     """
     return allowed_beneath(path, ports.folders(), ports.security())
 
@@ -221,15 +228,19 @@ def allowed_beneath(path: Path, folders: Folders, security: Security) -> Path:
     if "\0" in os.fspath(path):
         raise BadInput(f"the path {os.fspath(path)!r} has a zero byte: give the path of a file")
     absolute = Path(os.path.abspath(path.expanduser()))
-    if not security.restricted:
+    if not security.keeps_paths:
         return absolute
     place = absolute.resolve()
     if any(place.is_relative_to(folder.resolve()) for folder in folders.every):
         return place
-    why = "is shared" if security.shared else "listens to the network"
+    if security.restricted:
+        why = "is shared" if security.shared else "listens to the network"
+        remedy = "start the WebUI with --enable-insecure-extension-access"
+    else:
+        why, remedy = "hides its folders", "start the WebUI without --hide-ui-dir-config"
     raise BadInput(
         f"{path} is outside the folders for LoRAs, checkpoints, output and data, and the WebUI {why}: move "
-        "it there, or start the WebUI with --enable-insecure-extension-access"
+        f"it there, or {remedy}"
     )
 
 

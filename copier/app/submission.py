@@ -33,6 +33,7 @@ MOST_SEEDS = 20
 """Trainings of everything that one job repeats."""
 _FOR_SUBMISSION = ("set", "control", "seeds", "card")
 _TENSORS = ".safetensors"
+_PROGRAM = Path(__file__).resolve().parent.parent
 _NO_OVERWRITING = "nothing is ever overwritten: leave out 'overwrite', and choose another name"
 
 
@@ -240,10 +241,10 @@ def new_tensors_file(name: str, host: HostServices, *, checkpoint: bool) -> Path
 
 
 def _checkpoint_folder(host: HostServices) -> Path:
-    # The embedded checkpoint lies in the program's own folder: nothing is written there.
-    own = {one.path.parent for one in host.checkpoints() if one.embedded}
+    # The embedded checkpoint may lie in the program's own folder: nothing is written there.
     folders = host.folders()
-    return next((one for one in folders.checkpoints if one not in own), folders.output)
+    outside = (one for one in folders.checkpoints if not one.resolve().is_relative_to(_PROGRAM))
+    return next(outside, folders.output)
 
 
 def read_generation(data: Any, host: HostServices) -> GenerateRequest:

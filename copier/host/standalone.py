@@ -7,15 +7,14 @@ training, and when nothing was drawn for ``IDLE_SECONDS``.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from copier.app.crew import Crew
-from copier.app.pictures import DrawRequest, draw, picture_stem
+from copier.app.pictures import DrawRequest, draw
 from copier.app.ports import (
     THIS_MACHINE,
     CheckpointInfo,
@@ -26,19 +25,15 @@ from copier.app.ports import (
 )
 from copier.app.settings import Settings
 from copier.captioning import Captioner
-from copier.checkpoint.family import Family, Kind, detect
-from copier.checkpoint.header import read_header
-from copier.digest import DigestMemory
-from copier.errors import CopierError, NotNow, UnknownName
-from copier.pipeline.results import publish
+from copier.errors import NotNow, UnknownName
+from copier.host.drawn import keep_drawn
+from copier.host.known_files import KnownFiles, tensors_in
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer
 
 IDLE_SECONDS = 120.0
 """The child is ended when it has drawn nothing for so long."""
 _SAMPLER = "DDIM"
-_ENDING = ".safetensors"
-_VAE_KEYS = ("first_stage_model.", "encoder.conv_in.")
 
 
 class StandaloneHost:
@@ -68,7 +63,7 @@ class StandaloneHost:
         self._threads = threads
         self._idle_seconds = idle_seconds
         self._current = embedded
-        self._known: dict[Path, tuple[tuple[int, int], str, bool]] = {}
+        self._known = KnownFiles(settings)
         # Held while the child draws, and while someone else has the memory.
         self._memory = threading.RLock()
         self._away = 0
@@ -119,7 +114,7 @@ class StandaloneHost:
 
     def loras(self) -> Sequence[Path]:
         """The files in the LoRA folder and below it, by name."""
-        return _tensors_in(self._settings.loras)
+        return tensors_in(self._settings.loras)
 
     def samplers(self) -> Sequence[str]:
         """DDIM is what the program draws with."""
@@ -223,17 +218,10 @@ class StandaloneHost:
     def _kept(
         self, picture: Path, seed: int, request: GenerateRequest, checkpoint: Path
     ) -> GeneratedPicture:
-        """Put the picture into the output folder, with what it was drawn from as its text."""
-        info = PngImagePlugin.PngInfo()
         with Image.open(picture) as image:
             image.load()
         text = infotext(request, seed, image.size, checkpoint)
-        info.add_itxt("parameters", text)
-        image.save(picture, format="PNG", pnginfo=info)
-        folder = self._settings.output / "drawn"
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = picture_stem(request.prompt, seed, request.loras)
-        return GeneratedPicture(publish(picture, folder / f"{stem}.png"), seed, text)
+        return keep_drawn(image, seed, text, request, self._settings.output)
 
     def _chosen(self) -> Path:
         current = self.current_checkpoint()
@@ -269,32 +257,14 @@ class StandaloneHost:
 
     def _files(self) -> list[Path]:
         folders = self._settings.checkpoints
-        found = dict.fromkeys(path for folder in folders for path in _tensors_in(folder))
+        found = dict.fromkeys(path for folder in folders for path in tensors_in(folder))
         return [path for path in found if path != self._embedded]
 
     def _described(self, path: Path) -> CheckpointInfo:
-        family, _ = self._identity(path)
-        digest = None
-        with contextlib.suppress(OSError):
-            digest = DigestMemory(self._settings.digests, write=False).known(path)
-        return CheckpointInfo(path, path.stem, digest or "", family, embedded=path == self._embedded)
+        return self._known.described(path, embedded=path == self._embedded)
 
     def _is_vae(self, path: Path) -> bool:
-        return self._identity(path)[1]
-
-    def _identity(self, path: Path) -> tuple[str, bool]:
-        """Family, and whether it is an autoencoder alone; remembered by size and time."""
-        try:
-            status = path.stat()
-            stamp = (status.st_size, status.st_mtime_ns)
-            if path not in self._known or self._known[path][0] != stamp:
-                header = read_header(path)
-                found = detect(header)
-                alone = found.kind is Kind.OTHER and any(key.startswith(_VAE_KEYS) for key in header.tensors)
-                self._known[path] = (stamp, found.family.value, alone)
-            return self._known[path][1:]
-        except (OSError, CopierError):
-            return Family.UNKNOWN.value, False
+        return self._known.identity(path).vae
 
 
 def infotext(request: GenerateRequest, seed: int, size: tuple[int, int], checkpoint: Path) -> str:
@@ -308,10 +278,3 @@ def infotext(request: GenerateRequest, seed: int, size: tuple[int, int], checkpo
         f"Size: {size[0]}x{size[1]}, Model: {checkpoint.stem}"
     )
     return "\n".join(lines)
-
-
-def _tensors_in(folder: Path) -> list[Path]:
-    # Not rglob: it fails where a folder goes while it looks.
-    names = ((place, name) for place, _, files in os.walk(folder) for name in files)
-    found = (Path(place, name) for place, name in names if name.endswith(_ENDING) and name[:1] != ".")
-    return sorted(filter(Path.is_file, found), key=lambda path: (path.name.casefold(), str(path)))

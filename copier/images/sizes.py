@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
 
 from copier.images.effects import Picture
 
@@ -13,6 +16,15 @@ Size = tuple[int, int]
 def size_of(picture: Picture) -> Size:
     """The size of an array (height, width, 3)."""
     return picture.shape[1], picture.shape[0]
+
+
+def file_sizes(paths: Iterable[Path]) -> list[Size]:
+    """The sizes of picture files of the program's own, which are upright; only their headers are read."""
+    sizes = []
+    for path in paths:
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    return sizes
 
 
 def by_size(sizes: Iterable[Size]) -> dict[Size, list[int]]:

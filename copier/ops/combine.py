@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from copier.algebra import arithmetic
 from copier.algebra.agreement import cosines
+from copier.algebra.approximation import Counted
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.algebra.truncation import RankRule, Resized, no_residuals, truncate_sum
@@ -22,8 +23,10 @@ from copier.ops.report import (
     check_weights,
     rank_ranges,
     refuse_own_input,
+    told,
 )
 from copier.ops.threads import one_thread_each
+from copier.progress import CancelToken, Observer, ignore
 
 FilePath = str | os.PathLike[str]
 
@@ -42,6 +45,8 @@ def difference(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
     digest: Digest = file_digest,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
 ) -> OperationReport:
     """Write ratios[0] * minuend + ratios[1] * subtrahend: by default their difference.
 
@@ -59,6 +64,8 @@ def difference(
         metadata=metadata,
         overwrite=overwrite,
         digest=digest,
+        observer=observer,
+        cancel=cancel,
     )
 
 
@@ -74,6 +81,8 @@ def combine(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
     digest: Digest = file_digest,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
 ) -> OperationReport:
     """Write the sum of ratio * LoRA over ``loras`` as a LoRA file.
 
@@ -81,12 +90,14 @@ def combine(
     is truncated to ``rank``, kernels larger than 1x1 to ``conv_rank`` (default: ``rank``); where
     neither is given, to the largest rank that the module has in any input. Computed in float32 on
     ``device``, cast once to ``dtype`` (fp16, bf16, fp32). ``metadata`` is added to what
-    ``derived_metadata`` writes. ``digest`` computes the inputs' digests.
+    ``derived_metadata`` writes. ``digest`` computes the inputs' digests; ``observer`` hears of the modules,
+    and ``cancel`` is asked between them.
 
     Raises:
         BadInput: no such file, no LoRA, LoRAs of different families or shapes, both a rank and
             ``exact``, an output that exists (without ``overwrite``) or is an input; no file is left.
         BadCheckpoint: a damaged file, or a kind of LoRA that is not supported.
+        Cancelled: the token was set; no file is left.
     """
     return _combine(
         "combine",
@@ -100,6 +111,8 @@ def combine(
         metadata=metadata,
         overwrite=overwrite,
         digest=digest,
+        observer=observer,
+        cancel=cancel,
     )
 
 
@@ -122,6 +135,8 @@ def _combine(
     metadata: Mapping[str, str] | None,
     overwrite: bool,
     digest: Digest,
+    observer: Observer,
+    cancel: CancelToken | None,
 ) -> OperationReport:
     started = time.perf_counter()
     if exact and (rank is not None or conv_rank is not None):
@@ -133,7 +148,8 @@ def _combine(
     with one_thread_each() as threads, described_inputs(loras, digest) as inputs:
         sources = aligned(_read([path for path, _ in loras], device, threads))
         terms = [(source.weights, ratio) for source, (_, ratio) in zip(sources, loras, strict=True)]
-        result = _exact(terms) if exact else _truncated(terms, rank, conv_rank, threads)
+        counted = told(operation, observer, cancel)
+        result = _exact(terms, counted) if exact else _truncated(terms, rank, conv_rank, threads, counted)
         files = inputs()
         what = {
             "operation": operation,
@@ -160,17 +176,25 @@ def _read(paths: Sequence[FilePath], device: str, threads: int) -> list[LoraFile
         return list(pool.map(lambda path: read_lora(path, device=device), paths))
 
 
-def _exact(terms: Sequence[tuple[LoraWeights, float]]) -> Resized:
+def _exact(terms: Sequence[tuple[LoraWeights, float]], counted: Counted) -> Resized:
     total = arithmetic.combine(terms)
+    counted(len(total), len(total))
     return Resized(total, no_residuals(total))
 
 
 def _truncated(
-    terms: Sequence[tuple[LoraWeights, float]], rank: int | None, conv_rank: int | None, threads: int
+    terms: Sequence[tuple[LoraWeights, float]],
+    rank: int | None,
+    conv_rank: int | None,
+    threads: int,
+    counted: Counted,
 ) -> Resized:
     inputs = [weights for weights, _ in terms]
     return truncate_sum(
-        terms, lambda name, delta: _rule(name, delta, inputs, rank, conv_rank), threads=threads
+        terms,
+        lambda name, delta: _rule(name, delta, inputs, rank, conv_rank),
+        threads=threads,
+        counted=counted,
     )
 
 

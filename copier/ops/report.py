@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from copier.algebra.approximation import Counted
 from copier.algebra.delta import Delta
 from copier.errors import BadInput
-from copier.progress import CancelToken
+from copier.progress import CancelToken, Observer, ProgressEvent
 
 
 class Digest(Protocol):
@@ -85,6 +86,17 @@ def rank_ranges(modules: Iterable[tuple[str, Delta]]) -> Mapping[str, tuple[int,
         if delta.rank is not None:
             ranks.setdefault(kind_of(name, delta), []).append(delta.rank)
     return MappingProxyType({kind: (min(found), max(found)) for kind, found in ranks.items()})
+
+
+def told(operation: str, observer: Observer, cancel: CancelToken | None) -> Counted:
+    """Tells ``observer`` how far ``operation`` is, and raises ``Cancelled`` once ``cancel`` is set."""
+
+    def counted(done: int, total: int) -> None:
+        if cancel is not None:
+            cancel.check()
+        observer(ProgressEvent(operation, step=done, steps=total))
+
+    return counted
 
 
 LARGEST_WEIGHT = 1000.0

@@ -11,8 +11,9 @@ from copier.algebra.truncation import RankRule
 from copier.digest import file_digest
 from copier.ops.digests import described_inputs
 from copier.ops.lora_file import STALE_HASHES, derived_metadata, read_lora, write_lora
-from copier.ops.report import Digest, OperationReport, rank_ranges, refuse_own_input
+from copier.ops.report import Digest, OperationReport, rank_ranges, refuse_own_input, told
 from copier.ops.threads import one_thread_each
+from copier.progress import CancelToken, Observer, ignore
 
 
 def resize(
@@ -30,15 +31,19 @@ def resize(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
     digest: Digest = file_digest,
+    observer: Observer = ignore,
+    cancel: CancelToken | None = None,
 ) -> OperationReport:
     """Write ``lora`` truncated by one of rank, sv_ratio, sv_fro and sv_cumulative (``RankRule``).
 
     ``conv_rank`` is the rank of kernels larger than 1x1; without it the same rule holds for them.
-    The metadata of the input is kept, its description of the network and its hash are renewed.
+    The metadata of the input is kept, its description of the network and its hash are renewed. ``observer``
+    hears of the modules, and ``cancel`` is asked between them.
 
     Raises:
         BadInput: no rule or several, or as ``combine``; no file is left.
         BadCheckpoint: a damaged file, or a kind of LoRA that is not supported.
+        Cancelled: the token was set; no file is left.
     """
     started = time.perf_counter()
     rule = RankRule(
@@ -52,7 +57,8 @@ def resize(
     refuse_own_input(out, [lora])
     with one_thread_each() as threads, described_inputs([(lora, 1.0)], digest) as inputs:
         source = read_lora(lora, device=device)
-        result = truncation.resize(source.weights, rule, conv_rule, threads=threads)
+        counted = told("resize", observer, cancel)
+        result = truncation.resize(source.weights, rule, conv_rule, threads=threads, counted=counted)
         (file,) = inputs()
         what = {"operation": "resize", "inputs": [file.named], "residual": result.residuals.total}
         described = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from copier.images.effects import Picture, to_array
-from copier.images.sizes import Size
+from copier.images.sizes import Size, file_sizes
 from copier.pipeline.plan import Draws
 from copier.pipeline.store import Entry
 
@@ -53,12 +53,8 @@ def shown_pictures(entry: Entry, most: int = 6) -> list[Path]:
 
 
 def picture_sizes(entry: Entry) -> list[Size]:
-    """The sizes of the pictures of a finished stage of one of ``PICTURE_KINDS``; only headers are read."""
-    sizes = []
-    for path in picture_paths(entry):
-        with Image.open(path) as image:
-            sizes.append(image.size)
-    return sizes
+    """The sizes of the pictures of a finished stage of one of ``PICTURE_KINDS``."""
+    return file_sizes(picture_paths(entry))
 
 
 def load_set(entry: Entry) -> list[Picture]:

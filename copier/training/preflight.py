@@ -15,6 +15,7 @@ from copier.checkpoint.targets import written_names
 from copier.disk import free_disk
 from copier.errors import BadCheckpoint, BadInput, BadPicture
 from copier.images.pairs import Note, check_size, read_picture
+from copier.images.sizes import Size
 from copier.ops.lora_reader import LoraReader
 from copier.training.command import SCRIPTS
 from copier.training.command_parts import PictureCopy, TrainingCommand
@@ -104,7 +105,7 @@ def check_lora_layout(path: Path) -> None:
             )
 
 
-def check_pictures(command: TrainingCommand, *, note: Note) -> tuple[tuple[int, int], ...]:
+def check_pictures(command: TrainingCommand, *, note: Note) -> tuple[Size, ...]:
     """The sizes (width, height) of the pictures, each decoded to its last byte.
 
     Raises:
@@ -141,24 +142,28 @@ def check_captions(command: TrainingCommand) -> None:
             )
 
 
-def _resolutions(dataset: Mapping[str, Any]) -> dict[Path, tuple[int, int] | None]:
-    """Folder -> the size that its pictures are brought to; None where buckets take several sizes."""
-    found: dict[Path, tuple[int, int] | None] = {}
+def _resolutions(dataset: Mapping[str, Any]) -> dict[Path, Size]:
+    """Folder -> the size that its pictures are brought to.
+
+    Raises:
+        BadInput: a dataset has none, or buckets, which scale what is not of their size.
+    """
+    found: dict[Path, Size] = {}
     for one in dataset.get("datasets", ()):
         merged = {**dataset.get("general", {}), **one}
-        side = merged.get("resolution")
+        if "resolution" not in merged or merged.get("enable_bucket", False):
+            raise BadInput("a dataset has no resolution or has buckets: give each size a dataset of its own")
         for subset in one.get("subsets", ()):
-            fixed = side is not None and not merged.get("enable_bucket", False)
-            found[Path(subset["image_dir"])] = _pair(side) if fixed else None
+            found[Path(subset["image_dir"])] = _pair(merged["resolution"])
     return found
 
 
-def _pair(side: Any) -> tuple[int, int]:
+def _pair(side: Any) -> Size:
     return (int(side), int(side)) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
 
-def _check_resolution(size: tuple[int, int], wanted: tuple[int, int] | None, path: Path) -> None:
-    if wanted is not None and size != wanted:
+def _check_resolution(size: Size, wanted: Size, path: Path) -> None:
+    if size != wanted:
         raise BadPicture(
             f"{path.name!r} is {size[0]} x {size[1]} px, but the training is set to {wanted[0]} x "
             f"{wanted[1]}: it would be scaled; set the resolution to the picture's size, or crop or pad the "
@@ -166,7 +171,7 @@ def _check_resolution(size: tuple[int, int], wanted: tuple[int, int] | None, pat
         )
 
 
-def disk_needed(command: TrainingCommand, checkpoint: Header, sizes: Sequence[tuple[int, int]]) -> int:
+def disk_needed(command: TrainingCommand, checkpoint: Header, sizes: Sequence[Size]) -> int:
     """Bytes that the run writes at most: copies of the pictures, their latents, and every saved LoRA."""
     rank = max(command.number("--network_dim", _DEFAULT_RANK), _conv_rank(command))
     names, expected = written_names(checkpoint), expected_targets(command, checkpoint)

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from copier.checkpoint.family import detect
 from copier.checkpoint.header import read_header
 from copier.checkpoint.prediction import parameterisation
 from copier.errors import Cancelled, CopierError
+from copier.images.sizes import by_size, file_sizes
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
 from copier.recipe import Optimiser, TrainingSpec
 from copier.request import NOTHING_MORE, ScriptOptions
@@ -213,12 +212,8 @@ def _picture_sets(
     request: TrainRequest, work: Path
 ) -> tuple[tuple[Pictures, ...], tuple[PictureCopy, ...]]:
     """A folder for the pictures of each size, and the copies that go there."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for number, path in enumerate(request.pictures):
-        with Image.open(path) as picture:
-            by_size.setdefault(picture.size, []).append(number)
     sets, copies = [], []
-    for (width, height), numbers in by_size.items():
+    for (width, height), numbers in by_size(file_sizes(request.pictures)).items():
         folder = work / f"pictures-{width}x{height}"
         names = tuple(f"{number + 1:04d}.png" for number in numbers)
         captions = tuple(request.captions[number] for number in numbers) if request.captions else ()

@@ -11,10 +11,10 @@ import gradio as gr
 from copier.recipe import Recipe
 from copier.request import ENDINGS, Edit
 from copier.ui import pieces, words
-from copier.ui.form import Form, html, slider
+from copier.ui.form import Form, html, kept, slider
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
 from copier.ui.leaves import elem_id
-from copier.ui.parts import Parts, paths
+from copier.ui.parts import Parts
 from copier.ui.request_form import OWN_EDIT, Pictures, chosen_checkpoint, chosen_edit, partners
 
 MOST_SHOWN = 6
@@ -26,7 +26,7 @@ class EditedSection:
 
     def __init__(self, form: Form, parts: Parts, edits: Sequence[Mapping[str, Any]]) -> None:
         self.form, self.parts, self.edits = form, parts, edits
-        self.edited = gr.State([])
+        self.edited = kept("edited.edited", [])
         self.parameters: dict[str, Any] = {}
         first = edits[0]
         with gr.Column(elem_classes="copier-card"):
@@ -84,7 +84,9 @@ class EditedSection:
     def look(self, data: Any, recipe: Recipe, originals: Any) -> Answer:
         """The pairs as they would be trained on."""
         answers = self.form.answers(data)
-        pictures = Pictures(paths(data.get(originals)), paths(data.get(self.edited)))
+        pictures = Pictures(
+            self.parts.pictures(data.get(originals)), self.parts.pictures(data.get(self.edited))
+        )
         if not pictures.originals or not recipe.changed:
             return {self.view: pieces.pairs(())}
         return {self.view: pieces.pairs(self._views(answers, pictures, recipe))}

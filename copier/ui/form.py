@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from copier.ui import gradio_versions
 from copier.ui.leaves import Leaf, Shape, elem_id
 
 
@@ -54,7 +55,10 @@ def _under(path: str, heads: tuple[str, ...]) -> bool:
 def text(form: Form, path: str, label: str, info: str = "", **options: Any) -> Any:
     """A line of text, or several."""
     return form.add(
-        path, gr.Textbox(label=label, info=info or None, elem_id=elem_id(path), **{"value": "", **options})
+        path,
+        gr.Textbox(
+            label=label, info=info or None, elem_id=elem_id(path), **{"value": "", "max_lines": 1, **options}
+        ),
     )
 
 
@@ -79,6 +83,11 @@ def choice(form: Form, path: str, label: str, choices: Iterable[str], info: str 
 def slider(form: Form, path: str, label: str, low: float, high: float, value: float, **options: Any) -> Any:
     """A number between two others."""
     return form.add(path, gr.Slider(low, high, value, label=label, elem_id=elem_id(path), **options))
+
+
+def kept(path: str, value: Any) -> Any:
+    """A value that the page keeps for the handlers, across a restart of the program; not bound."""
+    return gradio_versions.kept(value, elem_id=elem_id(path))
 
 
 def button(path: str, label: str, **options: Any) -> Any:

@@ -6,6 +6,7 @@ as a dict by component, ``gr.update``, files that have ``.name``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,31 @@ def _in_order(components: Collection[Block]) -> list[Block]:
     return sorted(components, key=lambda one: one._id)
 
 
+def listen_ordered(
+    component: Block,
+    event: str,
+    handler: Callable[..., Answer],
+    inputs: Sequence[Block],
+    outputs: Collection[Block],
+    *,
+    script: str,
+) -> None:
+    """Call ``handler`` with the inputs' values in their order, after the JavaScript ``script``.
+
+    The script may change them: they are the list ``given``.
+    """
+    # What it is given are inputs and outputs. Of a list of another length than the inputs' gradio 4 takes it
+    # that the states were left out, and moves every value.
+    source = f"(...given) => {{ {script} return given.slice(0, {len(inputs)}); }}"
+    options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": True, _SCRIPT: source}
+    getattr(component, event)(handler, list(inputs), _in_order(outputs), **options)
+
+
+def listen_script(component: Block, event: str, script: str) -> None:
+    """Run JavaScript alone."""
+    getattr(component, event)(None, None, None, **{_SCRIPT: script})
+
+
 def on_select(
     component: Block,
     handler: Callable[[dict[Block, Any], int], Answer],
@@ -75,6 +101,26 @@ def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Ans
     if inputs:
         return handler
     return lambda: handler({})
+
+
+def kept(value: Any, *, elem_id: str) -> Any:
+    """A value, as JSON is able to hold it, that the page keeps and sends along; nobody sees it.
+
+    What ``gr.State`` holds is in the program's memory, and lost to an open page when the program is started
+    anew. Whoever sits at the page can change it: a handler checks what it is given, and gets ``value`` in
+    place of what is of another type.
+    """
+
+    def read(text: Any) -> Any:
+        try:
+            found = json.loads(text)
+        except (TypeError, ValueError, RecursionError):
+            return value
+        return found if type(found) is type(value) else value
+
+    component = gr.Textbox(json.dumps(value), visible=False, show_label=False, elem_id=elem_id)
+    component.preprocess, component.postprocess = read, json.dumps
+    return component
 
 
 def run_script(blocks: Blocks, source: str) -> None:
@@ -128,12 +174,13 @@ def gallery(*, label: str, elem_id: str, columns: int) -> Any:
 
 
 def launch(
-    blocks: Blocks, *, host: str, port: int, folders: Sequence[Path], accounts: Sequence[tuple[str, str]] = ()
+    blocks: Blocks, *, host: str, port: int, accounts: Sequence[tuple[str, str]] = ()
 ) -> tuple[str, Any]:
     """Serve the page in a thread; its address, and the FastAPI application that serves it.
 
+    No file is served but what gradio itself put into its folder.
+
     Args:
-        folders: whose files the page may show.
         accounts: names and passwords, one of which is asked for; empty: nobody is asked.
 
     Raises:
@@ -148,9 +195,11 @@ def launch(
         show_api=False,
         share=False,
         inbrowser=False,
-        allowed_paths=[str(folder) for folder in folders],
         auth=list(accounts) or None,
     )
+    if MAJOR < 4:
+        # It would serve whatever lies in the folder that the program was started in.
+        blocks.server_app.cwd = blocks.server_app.uploaded_file_dir
     return str(blocks.local_url), blocks.server_app
 
 

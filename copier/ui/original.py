@@ -13,10 +13,10 @@ from copier.fields import GUIDANCE, LARGEST_SEED, SAMPLING_STEPS
 from copier.progress import ignore
 from copier.request import ENDINGS
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
 from copier.ui.leaves import elem_id
-from copier.ui.parts import Parts, Stoppable, paths
+from copier.ui.parts import Parts, Stoppable
 from copier.ui.request_form import (
     FOLLOW,
     chosen_checkpoint,
@@ -37,8 +37,8 @@ class OriginalSection:
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
         self.drawing = Stoppable()
-        self.drawn = gr.State([])
-        self.originals = gr.State([])
+        self.drawn = kept("original.drawn", [])
+        self.originals = kept("original.originals", [])
         with gr.Column(elem_classes="copier-card"):
             html("original.head", pieces.heading("1", words.ORIGINAL, words.ORIGINAL_LEAD))
             self._model_line()
@@ -73,6 +73,9 @@ class OriginalSection:
                     "What is chosen or dropped in is added; else it takes the place of the others.",
                 )
                 self.clear = small_button("original.clear", "Take out", min_width=90)
+                self.to_inpaint = small_button(
+                    "original.to_inpaint", "A to inpaint", min_width=110, visible=False
+                )
 
     def _model_line(self) -> None:
         with gr.Row():
@@ -112,6 +115,8 @@ class OriginalSection:
         with gr.Row():
             self.generate = button("original.generate", "Generate", variant="primary")
             self.stop = small_button("original.interrupt", "Stop drawing", min_width=110)
+            # The hosts' scripts for Alt+Enter press a button of this name.
+            button("original.skip", "Skip", visible=False)
         self.gallery = gallery(
             label="Choose one by clicking it", elem_id=elem_id("original.gallery"), columns=4
         )
@@ -141,6 +146,16 @@ class OriginalSection:
         """The line about the checkpoint that the list shows now."""
         found = chosen_checkpoint(data.get(self.checkpoint), self.parts.host)
         return {self.line: pieces.checkpoint_line(found)}
+
+    def seen(self, data: Any, sent: dict[str, Any]) -> Answer:
+        """The line about the host's current checkpoint, when that is another one than before."""
+        if data.get(self.checkpoint) not in (None, "", FOLLOW):
+            return {}
+        line = str(pieces.checkpoint_line(self.parts.host.current_checkpoint()))
+        if sent.get("line") == hash(line):
+            return {}
+        sent["line"] = hash(line)
+        return {self.line: line}
 
     def request(self, data: Any) -> GenerateRequest:
         """What is to be drawn. Raises BadInput, also where the form asks for too much."""
@@ -179,30 +194,31 @@ class OriginalSection:
             self.gallery: gr.update(value=_opened(shown), visible=True),
             self.drawn: files,
             self.said: "",
-            **self._taken(files[:1], data),
+            **self.taken(files[:1], data),
         }
 
     def pick(self, data: Any, index: int) -> Answer:
         """A picture of the gallery was clicked."""
         drawn = data.get(self.drawn) or []
-        return self._taken(drawn[index : index + 1], data)
+        return self.taken(drawn[index : index + 1], data)
 
     def drop(self, data: Any) -> Answer:
         """Pictures were dropped in."""
         from copier.app.pair_preview import keep_picture
 
         kept = [str(keep_picture(path, self.parts.settings)) for path in file_paths(data.get(self.files))]
-        return self._taken(kept, data)
+        return self.taken(kept, data)
 
     def take_out(self, data: Any) -> Answer:
         """No original any more."""
         return {self.originals: [], self.view: pieces.originals(()), self.files: gr.update(value=None)}
 
-    def _taken(self, files: list[str], data: Any) -> Answer:
+    def taken(self, files: list[str], data: Any) -> Answer:
+        """Pictures become the originals, or more of them."""
         several = bool(self.form.answers(data).get("original.several"))
-        before = list(data.get(self.originals) or ()) if several else []
+        before = data[self.originals] if several else []
         now = [*before, *(one for one in files if one not in before)]
-        return {self.originals: now, self.view: pieces.originals(paths(now))}
+        return {self.originals: now, self.view: pieces.originals(self.parts.pictures(now))}
 
 
 def _opened(shown: list[tuple[str, str]]) -> list[tuple[Any, str]]:

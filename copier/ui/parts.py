@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,17 @@ class Parts:
     host: HostServices
     jobs: JobService
     settings: Settings
+
+    def pictures(self, values: Any) -> tuple[Path, ...]:
+        """The picture files that a page remembers, as far as they are still there and were given to it.
+
+        A page can send any path: only what lies in the data and output folders was ever put into one.
+        """
+        folders = [self.settings.data.resolve(), self.host.folders().output.resolve()]
+        found = [Path(one) for one in values or () if isinstance(one, str) and "\0" not in one]
+        return tuple(
+            one for one in found if one.is_file() and any(one.resolve().is_relative_to(f) for f in folders)
+        )
 
 
 class Stoppable:
@@ -71,8 +82,3 @@ def saying(handler: Handler, place: Any) -> Handler:
         return answer
 
     return guarded
-
-
-def paths(values: Sequence[str] | None) -> tuple[Path, ...]:
-    """What a page remembers of files, as far as they are still there."""
-    return tuple(path for path in map(Path, values or ()) if path.is_file())

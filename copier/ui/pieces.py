@@ -15,6 +15,7 @@ from copier.markup import Content, Markup, duration, join, number, tag, weight_t
 from copier.ui import words
 from copier.ui.leaves import elem_id
 from copier.ui.recipe_form import Problem
+from copier.ui.stage_words import said_of, stage_words
 
 if TYPE_CHECKING:
     from copier.app.estimate import Estimate
@@ -69,7 +70,11 @@ def originals(paths: Sequence[Path]) -> Markup:
     if not paths:
         return tag("div", words.NO_ORIGINAL, class_="copier-empty")
     tiles = (
-        tag("figure", tag("img", src=thumbnail(one, _THUMB), alt=one.name), tag("figcaption", one.name))
+        tag(
+            "figure",
+            tag("img", src=thumbnail(one, _THUMB), alt=one.name),
+            tag("figcaption", one.name, title=one.name),
+        )
         for one in paths
     )
     return tag("div", tiles, class_="copier-thumbs")
@@ -141,8 +146,8 @@ def expected(found: Estimate) -> Markup:
     return tag("div", (tag("span", fact) for fact in facts), class_="copier-facts")
 
 
-def job_status(view: JobView | None, *, runner: str = "here") -> Markup:
-    """The job that is watched: its state, how far it is, and its stages."""
+def job_status(view: JobView | None, *, runner: str = "here", other: str = "") -> Markup:
+    """The job that is watched: its state, how far it is, and its stages. ``other`` is one that runs now."""
     if view is None:
         return tag("div", words.NO_JOB, class_="copier-empty", data_live="0")
     job = view.job
@@ -153,11 +158,14 @@ def job_status(view: JobView | None, *, runner: str = "here") -> Markup:
         parts.append(_progress(current))
     if job.state is JobState.QUEUED and runner == "nobody":
         parts.append(note("nobody works the queue: restart the program", "warning"))
+    if other:
+        parts.append(note(f"{other} is at work now: History shows it."))
     if job.failure is not None:
         parts.append(note(job.failure.message, "bad"))
     if view.stages:
-        parts.append(_stages(view.stages))
-    return tag("div", parts, class_="copier-job", data_live=live, data_job=job.id, data_state=job.state.value)
+        parts.append(_stages(view.stages, stage_words(job)))
+    state = {"data_live": live, "data_job": job.id, "data_state": job.state.value, "data_other": other}
+    return tag("div", parts, class_="copier-job", **state)
 
 
 def _job_head(job: Job) -> Markup:
@@ -201,7 +209,7 @@ def _progress(stage: StageView) -> Markup:
     )
 
 
-def _stages(stages: Sequence[StageView]) -> Markup:
+def _stages(stages: Sequence[StageView], known: dict[str, str]) -> Markup:
     rows = []
     for one in stages:
         chip = tag("span", words.STATES.get(one.state, one.state),
@@ -211,7 +219,7 @@ def _stages(stages: Sequence[StageView]) -> Markup:
         rows.append(
             tag(
                 "tr",
-                tag("td", name),
+                tag("td", tag("span", name), tag("span", said_of(one.name, known), class_="copier-does")),
                 tag("td", chip),
                 tag("td", took),
                 tag("td", one.reason, class_="copier-why"),
@@ -264,26 +272,35 @@ def result(outcome: Mapping[str, Any] | None) -> Markup:
         tiles.append(_tile(words.GATE, tag("span", passed), hint, good=gate["passed"]))
     for one in outcome.get("results") or ():
         tiles += _figures(one)
-    missed = [f"{check['name']}" for check in outcome.get("checks", {}).get("missed", ()) if "name" in check]
-    return tag("div", tag("div", tiles, class_="copier-tiles"), (note(text, "warning") for text in missed))
+    advice = note(words.GATE_ADVICE if gate and not gate["passed"] else "", "warning")
+    return tag("div", tag("div", tiles, class_="copier-tiles"), advice)
 
 
 def _figures(found: Mapping[str, Any]) -> list[Content]:
     mine, control = found.get("lora") or {}, found.get("control") or {}
     names = (
-        (("effect", words.EFFECT), ("leakage", words.LEAKAGE))
+        (("effect", words.EFFECT, words.EFFECT_HINT), ("leakage", words.LEAKAGE, words.LEAKAGE_HINT))
         if found.get("measures") == "effect"
-        else (("magnitude", words.CHANGE), ("consistency", words.CONSISTENCY))
+        else (
+            ("magnitude", words.CHANGE, words.CHANGE_HINT),
+            ("consistency", words.CONSISTENCY, words.CONSISTENCY_HINT),
+        )
     )
     tiles: list[Content] = []
-    for name, label in names:
+    for name, label, hint in names:
         if name in mine:
-            other = [tag("span", words.CONTROL), f" {number(control[name])}"] if name in control else ""
-            tiles.append(_tile(label, number(mine[name]), other))
+            lines: list[Content] = [tag("div", hint)]
+            if name in control:
+                lines.append(tag("div", tag("span", words.CONTROL), f" {number(control[name])}"))
+            tiles.append(_tile(label, number(mine[name]), lines))
     suggested = found.get("suggested_weights")
     if suggested:
         tiles.append(
-            _tile(words.WEIGHTS, " … ".join(weight_text(one) for one in dict.fromkeys(suggested)), "")
+            _tile(
+                words.WEIGHTS,
+                " … ".join(weight_text(one) for one in dict.fromkeys(suggested)),
+                words.WEIGHTS_HINT,
+            )
         )
     return tiles
 
@@ -309,6 +326,11 @@ def framed(page: str) -> Markup:
 def pulse(count: int) -> Markup:
     """Tells the page's script that an answer arrived."""
     return tag("span", class_="copier-pulse", data_count=count)
+
+
+def installed(lora: Path) -> Markup:
+    """A LoRA was put into the LoRA folder; tells the page's script to have the host's cards read again."""
+    return tag("span", note(f"Installed: {lora.name}.", "good"), data_installed=lora.stem)
 
 
 def comparison(first: str, second: str, found: Mapping[str, Any]) -> Markup:

@@ -184,6 +184,20 @@ def _idle_in_ranks(ranks: RankPolicy) -> set[str]:
     return {"threshold"} if ranks.method is RankMethod.RANK else set()
 
 
+def with_caption_files(recipe: Recipe) -> Recipe:
+    """``recipe`` with all trainings reading caption files; as it is where one does already."""
+    trainings = recipe.trainings()
+    if any(one.training.captions.policy is CaptionPolicy.FILES for one in trainings):
+        return recipe
+    stages = tuple(_reading_files(one) if isinstance(one, TrainStage) else one for one in recipe.stages)
+    return replace(recipe, stages=stages)
+
+
+def _reading_files(stage: TrainStage) -> TrainStage:
+    captions = replace(stage.training.captions, policy=CaptionPolicy.FILES, texts=())
+    return replace(stage, training=replace(stage.training, captions=captions))
+
+
 def with_all_trainings(recipe: Recipe, stage: str) -> Recipe:
     """``recipe`` with the essential numbers of its training ``stage`` in all its trainings."""
     chosen = recipe.stage(stage)

@@ -15,7 +15,8 @@ from copier.model_options import Prediction, Switch
 from copier.recipe import STAGE_KINDS, Recipe
 from copier.request import DEVICES
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, flag, html, leaf_field, number, small_button, text
+from copier.ui.captions import CaptionsPart
+from copier.ui.form import Form, button, choice, flag, html, kept, leaf_field, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
 from copier.ui.leaves import RECIPE, Leaf, Shape, elem_id
 from copier.ui.parts import Parts
@@ -28,6 +29,7 @@ from copier.ui.recipe_form import (
     paths_of,
     visible_paths,
     with_all_trainings,
+    with_caption_files,
     with_form,
 )
 from copier.ui.request_form import LORA_SLOTS, OWN_VAE, lora_file
@@ -52,7 +54,7 @@ class RecipeSection:
     def __init__(self, form: Form, parts: Parts, recipe: Recipe) -> None:
         self.form, self.parts = form, parts
         stage = first_stage(recipe)
-        self.state = gr.State({"recipe": recipe_to_json(recipe), "stage": stage})
+        self.state = kept("recipe.state", {"recipe": recipe_to_json(recipe), "stage": stage})
         values, shown = form_values(recipe, stage), visible_paths(recipe, stage)
         self.kinds: dict[str, Any] = {}
         with gr.Column(elem_classes="copier-card"):
@@ -87,6 +89,8 @@ class RecipeSection:
                 }
                 self._about(values, shown)
                 self._this_time()
+            with gr.Accordion("Captions", open=False, elem_id=elem_id("captions.fold")):
+                self.captions = CaptionsPart(form, parts)
             with gr.Accordion("Save, load, delete", open=False, elem_id=elem_id("preset.files")):
                 self._files()
             self.said = html("preset.said")
@@ -228,10 +232,10 @@ class RecipeSection:
 
     def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, tuple[Problem, ...]]:
         """The recipe as the form has it now, the stage that is shown, and what could not be taken."""
-        kept = data[self.state]
-        recipe = recipe_from_json(kept["recipe"])
+        held = data[self.state]
+        recipe = recipe_from_json(held["recipe"])
         values = {path: value for path, value in self.form.answers(data).items() if path in LEAVES}
-        return with_form(recipe, kept["stage"], values)
+        return with_form(recipe, held["stage"], values)
 
     def show(self, recipe: Recipe, stage: str = "") -> Answer:
         """Put ``recipe`` into the form, at its stage of that name or its first training."""
@@ -291,6 +295,20 @@ class RecipeSection:
         return {
             **self.show(with_all_trainings(recipe, stage), stage),
             self.said: pieces.note(words.DONE, "good"),
+        }
+
+    def captioned(self, data: Any, originals: Any) -> Answer:
+        """Caption the originals, and have this run's trainings read the files."""
+        recipe, stage, problems = self.read(data)
+        if problems:
+            raise BadInput(problems[0].message)
+        answer, folder = self.captions.written(data, originals)
+        said = pieces.note(f"Written into {folder}; the trainings of this run read them.", "good")
+        return {
+            **self.show(with_caption_files(recipe), stage),
+            **answer,
+            self.form["run.captions"]: gr.update(value=str(folder)),
+            self.captions.said: said,
         }
 
     def json_text(self, data: Any) -> Answer:
@@ -358,19 +376,20 @@ class RecipeSection:
             return {}
         kind = files[0].suffix.lower()
         if kind == ".json":
-            return self._loaded(imported(files[0].read_text(encoding="utf-8"), files[0].name))
+            return self.loaded(imported(files[0].read_text(encoding="utf-8"), files[0].name))
         if kind == ".safetensors":
-            return self._loaded(recipe_of_lora(files[0]))
-        return self._loaded(recipe_of_picture(files[0], self.parts.host.loras()))
+            return self.loaded(recipe_of_lora(files[0]))
+        return self.loaded(recipe_of_picture(files[0], self.parts.host.loras()))
 
     def from_lora(self, data: Any) -> Answer:
         """A recipe from a LoRA in the folder."""
         from copier.app.own_recipes import recipe_of_lora
 
         path = lora_file(self.form.answers(data).get("preset.lora"), self.parts.host)
-        return self._loaded(recipe_of_lora(path))
+        return self.loaded(recipe_of_lora(path))
 
-    def _loaded(self, found: Imported) -> Answer:
+    def loaded(self, found: Imported) -> Answer:
+        """A recipe that came from elsewhere, and what was left out of it."""
         said = " ".join((f"Loaded {found.recipe.title}.", *found.notes))
         return {**self.show(found.recipe), self.said: pieces.note(said, "good")}
 

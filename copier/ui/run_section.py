@@ -12,8 +12,9 @@ from copier.app.jobs import RUN, Job, JobState, JobView
 from copier.app.measure_job import MEASURE, measure_payload
 from copier.app.names import folder_name
 from copier.errors import BadInput, CopierError
+from copier.fields import FIELDS
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
@@ -36,9 +37,9 @@ class RunSection:
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
-        self.watched = gr.State("")
-        self.sent = gr.State({})
-        with gr.Column(elem_classes="copier-card"):
+        self.watched = kept("run.watched", "")
+        self.sent = kept("run.sent", {})
+        with gr.Column(elem_classes="copier-card", elem_id=elem_id("run.bar")):
             html("run.head", pieces.heading("3", words.RUN))
             self.problems = html("run.problems", pieces.problems(()))
             self.estimate = html("run.estimate")
@@ -47,6 +48,7 @@ class RunSection:
                 self.queue = button("run.queue", "Add to queue", min_width=120)
                 self.stop = button("run.interrupt", "Stop", variant="stop", min_width=90, interactive=False)
             self.said = html("run.said")
+        with gr.Column(elem_classes="copier-card"):
             self.status = html("run.status", pieces.job_status(None))
             self.offers = [
                 button(f"run.offer{i + 1}", "Again", size="sm", visible=False) for i in range(OFFERS)
@@ -60,6 +62,7 @@ class RunSection:
                 self.check = small_button("run.check", "Check", min_width=80)
                 self.opened = small_button("run.opened", "Lists", min_width=80)
             self.pulse = html("run.pulse")
+            self.checked = html("run.checked")
         self.result = ResultPart(form, parts)
         self.history = HistoryPart(form, parts)
 
@@ -114,10 +117,11 @@ class RunSection:
         jobs = self.parts.jobs
         job = self._watched(data)
         view = jobs.view(job.id) if job is not None else None
+        other = self._other(job)
         sent = dict(data.get(self.sent) or {})
         fresh: dict[Any, Any] = {}
         shown: tuple[tuple[Any, Any, Callable[[], str]], ...] = (
-            (self.status, None, lambda: pieces.job_status(view, runner=jobs.runner())),
+            (self.status, None, lambda: pieces.job_status(view, runner=jobs.runner(), other=other)),
             (self.curve, None, lambda: pieces.curve(view)),
             (self.samples, _sample_names(view), lambda: pieces.samples(view)),
             (self.log, None, lambda: pieces.log(view)),
@@ -134,6 +138,13 @@ class RunSection:
         count = int(sent.get("count", 0)) + 1
         sent["count"] = count
         return {**fresh, self.sent: sent, self.pulse: str(pieces.pulse(count))}
+
+    def _other(self, job: Job | None) -> str:
+        """The title of the job that runs while the page shows one that has ended, or ""."""
+        current = self.parts.jobs.current()
+        if job is None or not job.state.ended or current is None or current.state is not JobState.RUNNING:
+            return ""
+        return current.title or current.id
 
     def _buttons(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
         state = None if view is None else view.job.state
@@ -155,7 +166,7 @@ class RunSection:
             return ()
         changes = view.job.failure.settings if view.job.failure is not None else ()
         again = "Go on" if view.job.state in (JobState.STOPPED, JobState.INTERRUPTED) else "Again"
-        return (again, *(f"Again with {change}" for change in changes[: OFFERS - 1]))
+        return (again, *(f"Again with {change_words(change)}" for change in changes[: OFFERS - 1]))
 
     def again(self, data: Mapping[Any, Any], number: int) -> Answer:
         """Repeat the watched job, with the setting of that button."""
@@ -181,6 +192,16 @@ class RunSection:
         return own | self.result.outputs() | self.history.outputs()
 
 
+def change_words(change: str) -> str:
+    """A change of a recipe, such as ``training.batch_size=1``, as a button says it: "batch size 1"."""
+    path, _, value = change.partition("=")
+    known = FIELDS["TrainingSpec"].get(path.rpartition(".")[2])
+    if known is None:
+        return change
+    name = known.label[:1].lower() + known.label[1:]
+    return name if value == "true" else f"{name} {value}"
+
+
 _UNFINISHED = (JobState.FAILED, JobState.STOPPED, JobState.INTERRUPTED)
 
 
@@ -199,7 +220,10 @@ class ResultPart:
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
-        self.shown = gr.State("")
+        self.shown = kept("result.shown", "")
+        self.installed_as = kept("result.installed_as", "")
+        self.linked = False
+        """Whether ``use`` leads anywhere: in a WebUI."""
         with gr.Column(elem_classes="copier-card"):
             html("result.head", pieces.heading("", words.RESULT))
             self.figures = html("result.figures", pieces.result(None))
@@ -216,7 +240,9 @@ class ResultPart:
                     )
                     text(form, "result.notes", "Notes", "On the card.")
                 choice(form, "result.preview", "Preview", (*PREVIEWS.values(), "None"), value=PREVIEWS["b"])
-                self.install = button("result.install", "Install in the LoRA folder", variant="primary")
+                with gr.Row():
+                    self.install = button("result.install", "Install in the LoRA folder", variant="primary")
+                    self.use = button("result.use", "Use in txt2img", visible=False)
                 with gr.Row():
                     choice(form, "result.checkpoint", "Measure on another checkpoint", (), scale=3)
                     self.measure = small_button("result.measure", "Measure", min_width=90)
@@ -257,8 +283,8 @@ class ResultPart:
 
     def outputs(self) -> set[Any]:
         """All that ``seen`` may change."""
-        return {self.shown, self.figures, self.report, self.fold, self.installing,
-                *self.form.under("result")}  # fmt: skip
+        return {self.shown, self.figures, self.report, self.fold, self.installing, self.installed_as,
+                self.use, *self.form.under("result")}  # fmt: skip
 
     def seen(self, view: JobView | None, sent: dict[str, Any]) -> Answer:
         """The result of the watched job, when there is another one than before."""
@@ -271,6 +297,7 @@ class ResultPart:
         if view is None or not done or view.job.outcome is None:
             return {
                 self.shown: "",
+                **self._not_installed(),
                 self.figures: pieces.result(None),
                 self.report: "",
                 self.fold: gr.update(visible=False),
@@ -289,6 +316,7 @@ class ResultPart:
             page = ""
         return {
             self.shown: job.id,
+            **self._not_installed(),
             self.figures: pieces.joined(
                 pieces.result(outcome), pieces.note("" if report else words.NO_REPORT, "plain")
             ),
@@ -297,6 +325,9 @@ class ResultPart:
             self.installing: gr.update(visible=job.kind == RUN),
             **(self._offered(outcome) if job.kind == RUN else {}),
         }
+
+    def _not_installed(self) -> Answer:
+        return {self.installed_as: "", self.use: gr.update(visible=False)}
 
     def _offered(self, outcome: Mapping[str, Any]) -> Answer:
         """What the form for the card begins with."""
@@ -323,7 +354,11 @@ class ResultPart:
         preview = _preview(outcome, answers.get("result.preview"))
         place = install_lora(Path(outcome["result"]), folder, name, card=card, preview=preview)
         host.refresh()
-        return {self.said: pieces.note(f"Installed: {place.lora.name}.", "good")}
+        return {
+            self.said: pieces.installed(place.lora),
+            self.installed_as: place.lora.stem,
+            self.use: gr.update(visible=self.linked),
+        }
 
 
 def _preview(outcome: Mapping[str, Any], given: Any) -> Path | None:
@@ -406,6 +441,12 @@ class HistoryPart:
             raise BadInput("both are the same run: choose another one to compare with")
         found = self.parts.jobs.compare(first.id, second.id)
         return {self.said: pieces.comparison(label(first), label(second), found)}
+
+    def weighed(self, data: Mapping[Any, Any]) -> Answer:
+        """What the chosen run takes on the disk: alone, and with its files."""
+        use = self.parts.jobs.disk_use(self.chosen(data).id)
+        files = f"{(use.output + use.stages) / 1e6:.1f} MB of files and stages that only it uses"
+        return {self.said: pieces.note(f"It takes {use.job / 1e6:.1f} MB, and {files}.")}
 
     def removed(self, data: Mapping[Any, Any]) -> Answer:
         """Forget a run; says what that took on the disk."""

@@ -10,7 +10,7 @@ import gradio as gr
 from copier.app.job_kinds import INSTALL
 from copier.errors import BadInput
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, flag, html, number
+from copier.ui.form import Form, button, flag, html, kept, number
 from copier.ui.gradio_versions import Answer
 from copier.ui.parts import Parts
 from copier.ui.request_form import decimal
@@ -21,7 +21,7 @@ class SetupSection:
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
-        self.job = gr.State("")
+        self.job = kept("setup.job", "")
         with gr.Row():
             with gr.Column(elem_classes="copier-card"):
                 html(
@@ -32,7 +32,7 @@ class SetupSection:
                 )
                 self.trainer = html("setup.trainer")
                 with gr.Row():
-                    self.look = button("setup.look", "Look", min_width=80)
+                    self.look = button("setup.look", "Check again", min_width=80)
                     self.install = button(
                         "setup.install", "Install or repair", variant="primary", min_width=140
                     )

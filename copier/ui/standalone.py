@@ -55,7 +55,6 @@ def serve(
             blocks,
             host=EVERYWHERE if place.listen else LOOPBACK,
             port=place.port,
-            folders=(parts.settings.data, parts.host.folders().output),
             accounts=place.accounts,
         )
     except OSError as error:

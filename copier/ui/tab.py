@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,15 +12,17 @@ import gradio as gr
 from gradio.blocks import Blocks
 
 from copier.codec import builtin_recipes
-from copier.errors import CopierError
+from copier.errors import CopierError, NotInstalled
 from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
 from copier.ui.form import Form, html
 from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
 from copier.ui.leaves import elem_id
+from copier.ui.link_values import Links
+from copier.ui.links import wire_links
 from copier.ui.original import OriginalSection
-from copier.ui.parts import Parts, paths, saying
+from copier.ui.parts import Parts, saying
 from copier.ui.recipe_form import Problem
 from copier.ui.recipe_section import RecipeSection
 from copier.ui.request_form import OWN_EDIT, OWN_VAE, Pictures, Wanted, wanted
@@ -68,8 +71,10 @@ class Tab:
     def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, Wanted]:
         """The run that the form asks for now, with every problem in it."""
         recipe, stage, problems = self.recipe.read(data)
-        pictures = Pictures(paths(data.get(self.original.originals)), paths(data.get(self.edited.edited)))
         parts = self.parts
+        pictures = Pictures(
+            parts.pictures(data.get(self.original.originals)), parts.pictures(data.get(self.edited.edited))
+        )
         found = wanted(self.form.answers(data), recipe, pictures, parts.host, parts.settings, self.edits)
         if problems:
             found = Wanted(None, problems=(*problems, *found.problems))
@@ -82,6 +87,8 @@ class Tab:
         if found.request is not None:
             try:
                 expected = self._expected(found)
+            except NotInstalled as error:
+                problems = (Problem("run.start", f"{error}. In this tab: Setup, 'Install or repair'"),)
             except CopierError as error:
                 problems = (Problem("run.start", str(error)),)
         busy, ready = self.parts.jobs.current() is not None, not problems
@@ -90,6 +97,7 @@ class Tab:
             self.run.start: gr.update(interactive=ready and not busy),
             self.run.queue: gr.update(interactive=ready),
             self.run.estimate: expected,
+            self.run.checked: str(pieces.pulse(time.monotonic_ns())),
             **self.recipe.visibility(recipe, stage),
         }
 
@@ -120,7 +128,12 @@ class Tab:
         """What is new, in all sections."""
         answer = dict(self.run.observe(data))
         sent = answer[self.run.sent]
-        return {**answer, **self.tools.seen(data, sent), **self.setup.seen(data, sent)}
+        return {
+            **answer,
+            **self.original.seen(data, sent),
+            **self.tools.seen(data, sent),
+            **self.setup.seen(data, sent),
+        }
 
     def reuse(self, data: Mapping[Any, Any]) -> Answer:
         """The settings and pictures of an earlier run, in the form again."""
@@ -140,7 +153,7 @@ class Tab:
                 else:
                     answer |= {
                         self.original.originals: kept,
-                        self.original.view: pieces.originals(paths(kept)),
+                        self.original.view: pieces.originals(self.parts.pictures(kept)),
                     }
             elif isinstance(source, Edit):
                 answer |= self._edit_again(source)
@@ -159,6 +172,7 @@ class Tab:
             **self.original.lists(),
             **self.tools.lists(),
             **self.run.result.lists(),
+            **self.recipe.captions.lists(),
             **self._vaes(),
         }
 
@@ -174,15 +188,23 @@ def first_recipe(parts: Parts) -> Recipe:
     return builtin_recipes()[name]
 
 
-def build_tab(parts: Parts, *, style: str | None = None) -> Blocks:
-    """The tab as gradio blocks; ``style`` is for a page that no host serves."""
+def build_tab(parts: Parts, *, style: str | None = None, links: Links | None = None) -> Blocks:
+    """The tab as gradio blocks.
+
+    Args:
+        style: for a page that no host serves.
+        links: to the page of a host.
+    """
     with (
         gr.Blocks(
             title="Copier", analytics_enabled=False, css=style, theme=gradio_versions.plain_theme()
         ) as blocks,
         gr.Column(elem_id="copier_tab"),
     ):
-        _wire(Tab(parts))
+        tab = Tab(parts)
+        _wire(tab)
+        if links is not None:
+            wire_links(tab, links)
     keep_out_of_ui_config(blocks)
     return blocks
 
@@ -198,7 +220,7 @@ def _wire(tab: Tab) -> None:
 
 def _check_outputs(tab: Tab) -> set[Any]:
     run, fields = tab.run, tab.recipe.outputs() & set(tab.form.fields.values())
-    return {run.problems, run.start, run.queue, run.estimate, *fields}
+    return {run.problems, run.start, run.queue, run.estimate, run.checked, *fields}
 
 
 def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:
@@ -266,6 +288,15 @@ def _wire_recipe(tab: Tab) -> None:
     )
     for component, event, handler in events:
         listen(component, event, saying(handler, recipe.said), form, outputs)
+    captions = recipe.captions
+
+    def captioned(data: Mapping[Any, Any]) -> Answer:
+        return recipe.captioned(data, tab.original.originals)
+
+    told = {captions.found, captions.said, tab.form["run.captions"]}
+    listen(captions.write, "click", saying(captioned, captions.said), form | tab.form.under("captions"),
+           recipe.outputs() | told, busy=True)  # fmt: skip
+    listen(captions.stop, "click", _quietly(captions.captioning.stop), (), (), queued=False)
 
 
 def _wire_run(tab: Tab) -> None:
@@ -281,15 +312,16 @@ def _wire_run(tab: Tab) -> None:
     for i, one in enumerate(run.offers):
         again = saying(functools.partial(_again, run, i), run.said)
         listen(one, "click", again, {run.watched}, {run.watched, run.said})
-    watching = {run.watched, run.sent, tab.tools.job, tab.setup.job}
-    seen = run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+    watching = {run.watched, run.sent, tab.original.checkpoint, tab.tools.job, tab.setup.job}
+    seen = run.outputs() | {tab.original.line} | tab.tools.outputs() | tab.setup.outputs()
     listen(run.poll, "click", _logged(tab.observe), watching, seen, queued=False)
     result = tab.form.under("result") | {run.result.shown}
+    put = {run.result.said, run.result.use, run.result.installed_as}
     for one, handler in (
         (run.result.install, run.result.installed),
         (run.result.measure, run.result.measured),
     ):
-        listen(one, "click", saying(handler, run.result.said), result, {run.result.said})
+        listen(one, "click", saying(handler, run.result.said), result, put)
 
 
 def _again(run: RunSection, number: int, data: Mapping[Any, Any]) -> Answer:
@@ -305,6 +337,7 @@ def _wire_history(tab: Tab) -> None:
 
     listen(history.open, "click", saying(show, history.said), fields, {run.watched, history.said})
     listen(history.compare, "click", saying(history.compared, history.said), fields, {history.said})
+    listen(tab.form["history.job"], "input", saying(history.weighed, history.said), fields, {history.said})
     listen(history.delete, "click", saying(history.removed, history.said), fields,
            {history.said, tab.form["history.job"]})  # fmt: skip
     outputs = {history.said, tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit,
@@ -329,7 +362,8 @@ def _wire_tools(tab: Tab) -> None:
     listen(setup.stop, "click", saying(setup.stopped, setup.said), {setup.job}, {setup.said}, queued=False)
     listen(setup.prune, "click", saying(setup.cut, setup.pruned), settings, {setup.pruned, setup.cache})
     listen(tab.setup_tab, "select", saying(setup.shown, setup.said), (), shown)
-    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"]}
+    opened = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists(), tab.form["run.vae"],
+              tab.form["captions.by"]}  # fmt: skip
     listen(tab.run.opened, "click", _logged(tab.opened), (), opened, queued=False)
 
 

@@ -14,7 +14,7 @@ from copier.errors import BadInput
 from copier.fields import FIELDS, Field
 from copier.recipe import RankMethod
 from copier.ui import pieces
-from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
+from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
@@ -35,7 +35,7 @@ class ToolsSection:
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
-        self.job = gr.State("")
+        self.job = kept("tools.job", "")
         self.buttons: dict[str, Any] = {}
         self.readers: dict[str, Callable[[Mapping[str, Any]], Arguments]] = {
             "difference": self._difference,

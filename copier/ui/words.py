@@ -10,7 +10,7 @@ LEAD = "Show it one picture before and after a change. It learns the change, and
 STEPS = (
     ("Original", "Draw a picture, or drop one in."),
     ("Edited", "Choose what changes in it."),
-    ("Start", "Minutes later there is a LoRA, with a preview and figures."),
+    ("Start", "Press the button. Minutes later there is a LoRA, with pictures of what it does."),
 )
 
 ORIGINAL = "Original"
@@ -19,9 +19,11 @@ RECIPE = "Recipe"
 RUN = "Run"
 RESULT = "Result"
 HISTORY = "History"
-ORIGINAL_LEAD = "The picture that the change is shown on. A plain one is best: one thing, quiet background."
-EDITED_LEAD = "The same picture with one thing changed."
-RECIPE_LEAD = "How it is trained. The recipe's own numbers are a good start."
+ORIGINAL_LEAD = (
+    "A, the picture that the change is shown on. A plain one is best: one thing, quiet background."
+)
+EDITED_LEAD = "B, the same picture with one thing changed. Whatever else differs is learnt too."
+RECIPE_LEAD = "How it is trained. Leave it as it is for the first time."
 
 NO_ORIGINAL = "No original yet: draw one, or drop a picture in."
 NO_EDITED = "B appears here as soon as there is an original."
@@ -32,9 +34,12 @@ A, B = "A, the original", "B, edited"
 
 READY = "Ready to start."
 BUSY = "A job is at work: add this one to the queue."
-BLOCKED = "Start is blocked:"
+BLOCKED = "Start waits for this:"
 UNKNOWN_TIME = "time unknown: nothing like it was made on this machine so far"
-NO_JOB = "Nothing runs. Press Start when the pair looks right."
+NO_JOB = (
+    "Nothing runs yet. Start trains on A until nothing but A comes out, then learns what B changes. "
+    "You may close the page meanwhile."
+)
 NO_RESULT = "The result appears here when a run is done."
 NO_REPORT = "This run has no report: its recipe measures nothing."
 LOSS = "Loss"
@@ -52,13 +57,28 @@ STATES = {
     "reused": "reused",
 }
 
+SET_A, SET_B = "the original", "the edited picture"
+LEARNS_A, LEARNS_B = "learns the original by heart", "learns the edited picture by heart"
+LEARNS_CHANGE = "learns what the edit changes"
+CHECKS_A, CHECKS_B = "is it the original every time?", "is it the edited picture every time?"
+DRAWS, MEASURES = "draws pictures for it", "measures what the LoRA does"
+GIVEN, SUBTRACTS, ADDS, RESIZES = "a LoRA file that was chosen", "subtracts", "adds", "keeps fewer ranks"
+
 EFFECT, LEAKAGE, CONTROL = "Effect at +1", "Leakage at +1", "plain LoRA"
 GATE, WEIGHTS = "Gate: is it A every time?", "Suggested weights"
 PASSED, NOT_PASSED = "passed", "not passed"
 CHANGE, CONSISTENCY = "Change at +1", "Consistency"
+EFFECT_HINT, LEAKAGE_HINT = "1: all of the change; 0: none", "what else changed; 0: nothing"
+CHANGE_HINT, CONSISTENCY_HINT = "how much the pictures change", "1: always the same change"
+WEIGHTS_HINT = "the last number in <lora:name:1>"
+GATE_ADVICE = "The copier does not draw A every time, so the change is not learnt alone: give it more steps."
 
 POCKET = "It draws simple shapes, and is there to try things out."
 NO_CHECKPOINT = "no checkpoint is loaded: choose one from the list"
+CAPTIONS_LEAD = (
+    "What is on each original, for recipes that train with prompts of their own. Most recipes need none."
+)
+WD14, NO_CAPTION = "WD14 tagger", "(empty)"
 DONE = "Done."
 STOPPING = "Stopping; finished stages are kept."
 TRAINER_READY = "ready to train"
@@ -76,11 +96,13 @@ ROWS = (
 """Names of rows in tables of facts."""
 
 EVERY = (
-    POCKET, NO_CHECKPOINT, DONE, STOPPING, TRAINER_READY, *ROWS,
+    CAPTIONS_LEAD, NO_CAPTION, POCKET, NO_CHECKPOINT, DONE, STOPPING, TRAINER_READY, *ROWS,
     TITLE, LEAD, *(part for step in STEPS for part in step), ORIGINAL, EDITED, RECIPE, RUN, RESULT, HISTORY,
     ORIGINAL_LEAD, EDITED_LEAD, RECIPE_LEAD, NO_ORIGINAL, NO_EDITED, CHANGED, DIFFERENCE, DRAG, A, B, READY,
     BUSY, BLOCKED, UNKNOWN_TIME, NO_JOB, NO_RESULT, NO_REPORT, LOSS, SAMPLES, ALIKE,
     *STATES.values(), EFFECT,
+    SET_A, SET_B, LEARNS_A, LEARNS_B, LEARNS_CHANGE, CHECKS_A, CHECKS_B, DRAWS, MEASURES, GIVEN, SUBTRACTS,
+    ADDS, RESIZES, EFFECT_HINT, LEAKAGE_HINT, CHANGE_HINT, CONSISTENCY_HINT, WEIGHTS_HINT, GATE_ADVICE,
     LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
 )  # fmt: skip
 """All of them, for the translations."""

@@ -21,7 +21,7 @@ from copier.checkpoint.family import Family
 from copier.checkpoint.header import read_header
 from copier.checkpoint.targets import trained_names
 from copier.checkpoint.writer import write_tensors
-from copier.codec import load_recipe, recipe_from_json
+from copier.codec import load_recipe, recipe_from_json, with_value
 from copier.errors import BadInput, OutOfMemory, UnknownName
 from copier.model_options import ModelOptions, Prediction
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
@@ -29,6 +29,7 @@ from copier.pipeline.store import StageStore
 from copier.progress import Phase, ProgressEvent
 from copier.recipe import Trainer
 from copier.request import PictureFiles, RunRequest, ScriptOptions
+from copier.training import scripts_trainer, sd_scripts
 from copier.training.environment import TrainerEnvironment
 from copier.training.interpreter import Interpreter
 from copier.training.machine import Device
@@ -116,6 +117,45 @@ def test_a_recipe_for_sd_scripts_is_trained_by_it_and_drawn_by_the_worker(
     assert {"training", "saving"} <= {event.message for event in events}
 
 
+def test_without_cuda_adamw_takes_the_place_of_its_8_bit_form_and_that_is_told(
+    request_: RunRequest, folder: Path
+) -> None:
+    events: list[ProgressEvent] = []
+    asked = replace(request_, recipe=with_value(request_.recipe, "copier.training.optimiser=adamw8bit"))
+    run(asked, folder, events)
+    told = [event.stage for event in events if "adamw takes its place" in event.message]
+    assert told == ["copier"]
+
+
+def test_a_set_of_several_sizes_reaches_the_script_as_copies_in_a_folder_for_each(
+    request_: RunRequest, folder: Path, doubles: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ((64, 64), (128, 64), (64, 64))
+    for name in ("many", "changed"):
+        (folder / name).mkdir()
+        for number, (width, height) in enumerate(sizes):
+            seed = number + 9 * (name == "many")
+            doubles.write_picture(folder / name / f"{number}.png", width, height, seed=seed)
+    before = doubles.tree(folder / "many"), doubles.tree(folder / "changed")
+    seen = []
+    plain = scripts_trainer.script_job
+
+    def watched(*given: Any, **options: Any) -> Any:
+        seen.append(plain(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(scripts_trainer, "script_job", watched)
+    pictures = {"a": PictureFiles.at(folder / "many"), "b": PictureFiles.at(folder / "changed")}
+    done = run(replace(request_, pictures=pictures), folder)
+    assert done.result.is_file()
+    for job, copies in seen:
+        counts = {(one.width, one.height): len(one.names) for one in job.pictures}
+        assert counts == {(64, 64): 2, (128, 64): 1}
+        assert [copy.place.parent.name for copy in copies] == ["pictures-64x64"] * 2 + ["pictures-128x64"]
+    assert len(seen) == 2
+    assert (doubles.tree(folder / "many"), doubles.tree(folder / "changed")) == before
+
+
 def test_a_second_edit_costs_no_training_of_the_original(
     request_: RunRequest, folder: Path, doubles: ModuleType, worker: Any
 ) -> None:
@@ -182,9 +222,10 @@ def test_a_training_ends_with_what_it_saved_as_soon_as_the_gate_holds(
 
 
 def test_what_was_saved_is_judged_also_when_the_script_is_faster_than_the_gate(
-    request_: RunRequest, folder: Path
+    request_: RunRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The script has long ended when the first LoRA is looked at, and the first that passes is taken."""
+    """The script has ended when the first LoRA is looked at, and the first that passes is taken."""
+    monkeypatch.setattr(sd_scripts, "SCAN_SECONDS", 1e6)
     data = json.loads((folder / "short.json").read_text()) | {"trainer": "sd-scripts"}
     data["stages"][0]["check_every"], data["stages"][0]["training"]["steps"] = 2, 10
     data["stages"][1] |= {"median_limit": 2.0, "single_limit": 2.0}

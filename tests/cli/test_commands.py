@@ -178,6 +178,7 @@ def test_difference_of_combined_loras_gives_the_other_one_back(
 def test_resize_and_merge_write_what_they_say(copier: Any, folder: Path) -> None:
     small = copier("resize", "small.safetensors", "-o", "r.safetensors", "--rank", "1", "--json")
     assert small.json["ranks"]["linear"] == {"min": 1, "max": 1}
+    assert small.err.startswith("resize") and "done in" in small.err
     assert small.json["residual"] > 0.01
     merged = copier("merge", "base.safetensors", "small.safetensors=0", "-o", "m.safetensors", "--json")
     assert merged.code == 0

@@ -80,6 +80,22 @@ def test_a_recipe_file_has_sets_of_pictures_and_loras_of_its_own(
     assert (folder / "out" / "a-2.png").is_file() and (folder / "out" / "style-2.png").is_file()
 
 
+def test_epochs_and_repeats_are_steps_by_the_pictures_and_the_batch_size(
+    copier: Any, folder: Path, worker: Any, doubles: ModuleType
+) -> None:
+    (folder / "many").mkdir()
+    for number in range(3):
+        doubles.write_picture(folder / "many" / f"{number}.png", seed=number)
+    asked = (*RUN[:4], "--a", "many", "--edit", "grayscale", "--set", "lora.training.batch_size=2")
+    refused = copier(*asked, "--repeats", "5")
+    assert refused.code == 2 and "--epochs" in refused.err
+    done = copier(*asked, "--epochs", "2", "--repeats", "5", "--json")
+    assert done.code == 0, done.err
+    recipe = json.loads((folder / "out" / "grayscale-recipe.json").read_text(encoding="utf-8"))
+    steps = {one["name"]: one["training"]["steps"] for one in recipe["stages"] if one["kind"] == "train"}
+    assert steps == {"copier": 2 * 15, "lora": 2 * 8}
+
+
 def test_a_dry_run_says_what_would_run_and_why_and_writes_nothing(
     copier: Any, folder: Path, worker: Any, doubles: ModuleType
 ) -> None:

@@ -16,11 +16,12 @@ from copier.checkpoint.header import read_header
 from copier.checkpoint.names import kohya_modules
 from copier.checkpoint.reader import TensorReader
 from copier.checkpoint.writer import write_tensors
-from copier.errors import BadCheckpoint, BadInput, UnknownName
+from copier.errors import BadCheckpoint, BadInput, Cancelled, UnknownName
 from copier.ops.combine import combine, difference
 from copier.ops.inspect import inspect
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
 from copier.ops.resize import resize
+from copier.progress import CancelToken
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}
 """Relative Frobenius error of a result through files: about four roundings of each factor."""
@@ -308,3 +309,27 @@ def test_a_lora_read_back_is_the_one_written(files):
     ]
     assert data[0] == data[1]
     assert error(dense(files / "out" / "b.safetensors"), dense(files / "in" / "b.safetensors")) == 0.0
+
+
+OPERATIONS = {
+    "combine": lambda a, b, out, **how: combine([(a, 0.5), (b, 2.0)], out, rank=2, **how),
+    "difference": lambda a, b, out, **how: difference(a, b, out, exact=True, **how),
+    "resize": lambda a, b, out, **how: resize(b, out, sv_fro=0.9, **how),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_progress_is_told_and_cancelling_leaves_nothing(operation, files):
+    a, b = files / "in" / "a.safetensors", files / "in" / "b.safetensors"
+    events = []
+    OPERATIONS[operation](a, b, files / "out" / "x.safetensors", observer=events.append)
+    steps = [event.step for event in events]
+    assert {event.stage for event in events} == {operation}
+    assert {event.steps for event in events} == {len(SHAPES)}
+    assert steps == sorted(steps) and steps[-1] == len(SHAPES)
+    (files / "out" / "x.safetensors").unlink()
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        OPERATIONS[operation](a, b, files / "out" / "x.safetensors", cancel=token)
+    assert list((files / "out").iterdir()) == []

@@ -175,13 +175,14 @@ def test_sides_that_do_not_fit_are_offered_a_crop_and_a_pad(
         check_pictures(make(pictures=(picture(tmp_path / "a.png", *size),)), note=print)
 
 
-def test_a_picture_that_would_be_scaled_is_refused_unless_buckets_take_it(make: Make, tmp_path: Path) -> None:
+def test_a_picture_that_would_be_scaled_is_refused_and_so_are_buckets(make: Make, tmp_path: Path) -> None:
     large = picture(tmp_path / "a.png", 128, 64)
     for resolution in ([64, 64], 64, [64, 128]):
         with pytest.raises(BadPicture, match="would be scaled"):
             check_pictures(make(pictures=(large,), resolution=resolution), note=print)
     assert check_pictures(make(pictures=(large,), resolution=[128, 64]), note=print) == ((128, 64),)
-    assert check_pictures(make(pictures=(large,), resolution=64, enable_bucket=True), note=print)
+    with pytest.raises(BadInput, match="buckets"):
+        check_pictures(make(pictures=(large,), resolution=[128, 64], enable_bucket=True), note=print)
 
 
 def test_a_picture_is_decoded_to_its_last_byte(make: Make, tmp_path: Path) -> None:

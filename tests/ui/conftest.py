@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,13 @@ from PIL import Image
 
 from copier.app.ports import CheckpointInfo, Folders, Security
 from copier.app.settings import Settings
+from tests.ui.running import REQUIRED, Open, Program, TabPage, browser_path, missing
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where the tests of the tab are required, what they lack ends all of it, and nothing is skipped."""
+    if os.environ.get(REQUIRED) and (reason := missing()):
+        pytest.exit(reason, returncode=1)
 
 
 @dataclass
@@ -75,3 +83,43 @@ def picture(tmp_path: Path) -> Iterator[Path]:
     image.paste((220, 30, 30), (32, 32, 96, 96))
     image.save(path)
     yield path
+
+
+@pytest.fixture(scope="module")
+def everything() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def program(everything: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = Program(tmp_path_factory.mktemp("program"))
+    program.start()
+    yield program
+    program.end()
+
+
+@pytest.fixture(scope="module")
+def browser(everything: None) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(program: Program, browser: Any) -> Iterator[Open]:
+    """Opens pages; each must have ended without an error of its scripts."""
+    pages: list[TabPage] = []
+
+    def open_page(*, width: int = 1280, theme: str = "light") -> TabPage:
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        pages.append(TabPage(context.new_page(), program.address))
+        return pages[-1].open(theme=theme)
+
+    yield open_page
+    for one in pages:
+        one.page.context.close()
+        assert one.errors == []

@@ -9,13 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "180"))
+PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "600"))
 """Milliseconds to wait for what takes computing, on a machine with other work too."""
+
+
+REQUIRED = "COPIER_TEST_UI_REQUIRED"
+"""Environment variable that `make test-ui` sets: what these tests need has to be there."""
 
 
 def missing() -> str:
@@ -23,7 +28,11 @@ def missing() -> str:
     for name in ("gradio", "playwright"):
         if subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode:
             return f"{name} is not installed: make test-ui runs these tests"
-    return "" if browser_path() else "there is no chromium: apt-get install chromium"
+    return (
+        ""
+        if browser_path()
+        else "there is no Chromium: apt-get install chromium, or name one with COPIER_TEST_BROWSER=<path>"
+    )
 
 
 def browser_path() -> str:
@@ -84,15 +93,21 @@ class Program:
             text=True,
             start_new_session=True,
         )
-        until(lambda: _answers(self.port), "the page is served", seconds=120)
+        until(lambda: _answers(self.port), "the page is served")
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it, politely or not."""
         if self.process is None:
             return
         self.process.send_signal(number)
-        self.process.wait(60)
+        self.process.wait(PATIENCE / 1000)
         self.process = None
+
+    def memory(self) -> float:
+        """What the program itself has in memory, in MB; without its children."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
     def jobs(self) -> list[dict[str, Any]]:
         """The jobs on the disk, oldest first."""
@@ -130,11 +145,11 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition: Any, what: str, *, seconds: float = PATIENCE / 1000) -> None:
+def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for ``condition``; fails with ``what`` did not come."""
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + PATIENCE / 1000
     while not condition():
-        assert time.monotonic() < limit, f"waited {seconds:g} s in vain: {what}"
+        assert time.monotonic() < limit, f"waited {PATIENCE / 1000:g} s in vain: {what}"
         time.sleep(0.1)
 
 
@@ -171,6 +186,8 @@ class TabPage:
 
     def choose(self, name: str, label: str) -> None:
         """Choose from a list by its beginning."""
+        # Amid the window, where there is room for the list, which does not scroll with the page.
+        self.page.locator(f"#copier_{name}").first.evaluate("one => one.scrollIntoView({block: 'center'})")
         self.page.click(f"#copier_{name} input")
         self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first.click()
 
@@ -214,6 +231,13 @@ class TabPage:
         """Wait until the watched job is in that state."""
         self.waits_for(f'#copier_run__status [data-state="{wanted}"]')
 
+    def given(self, picture: Path) -> None:
+        """Drop an original in: quicker than drawing one, which takes a child of the program."""
+        self.section("Drop one in")
+        self.drop("original__files", picture)
+        self.says("original__view", picture.name)
+        self.waits_for("#copier_edited__view .copier-swipe")
+
     def draws(self, *, count: int = 1) -> None:
         """Draw originals, as fast as it goes."""
         self.fill("original__count", str(count))
@@ -222,3 +246,7 @@ class TabPage:
         self.press("original__generate")
         self.waits_for("#copier_original__view .copier-thumbs img")
         self.waits_for("#copier_edited__view .copier-swipe")
+
+
+Open = Callable[..., TabPage]
+"""Opens a page: by its width and its theme."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-ui runs these tests")
 
-from copier.app.jobs import JobService
+from copier.app.jobs import JobKind, JobService
+from copier.errors import OutOfMemory
 from copier.fields import FIELDS
+from copier.ui import gradio_versions
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
 from copier.ui.recipe_form import LEAVES
+from copier.ui.run_section import change_words
 from copier.ui.tab import Tab, build_tab
 from copier.ui.visible_texts import visible_texts
 
@@ -40,7 +44,7 @@ def test_building_the_tab_imports_nothing_heavy() -> None:
 import json, sys
 from pathlib import Path
 import copier.ui.tab, copier.ui.standalone
-from copier.app.jobs import JobService
+from copier.app.jobs import JobKind, JobService
 from copier.app.settings import Settings
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 """
@@ -91,17 +95,50 @@ def test_nothing_is_kept_in_the_hosts_ui_config(parts: Parts) -> None:
     assert all(block.do_not_save_to_config for block in build_tab(parts).blocks.values())
 
 
+def held(component: Any) -> Any:
+    """What a handler is given of a component of a fresh page."""
+    value = getattr(component, "value", None)
+    kept = str(getattr(component, "elem_id", "")) in KEPT
+    return component.preprocess(value) if kept else value
+
+
+KEPT = ("copier_recipe__state", "copier_original__originals", "copier_edited__edited")
+
+
+def test_a_page_keeps_its_values_itself_and_junk_counts_as_nothing(parts: Parts) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        names = gradio_versions.kept(["a"], elem_id="copier_names")
+    assert names.preprocess(names.value) == ["a"]
+    assert names.preprocess(names.postprocess(["ü", "b"])) == ["ü", "b"]
+    for junk in (None, "", "{", '"text"', "[" * 100_000):
+        assert names.preprocess(junk) == ["a"]
+    assert not [one for one in build_tab(parts).blocks.values() if isinstance(one, gr.State)]
+
+
+def test_a_page_cannot_name_pictures_that_it_was_never_given(parts: Parts, picture: Path) -> None:
+    inside = parts.settings.data / "pictures" / "a.png"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(picture.read_bytes())
+    link = inside.with_name("link.png")
+    link.symlink_to(picture)
+    given = [str(inside), str(picture), f"{inside.parent}/../../../a.png", str(link), "x\0", 7, "/nowhere"]
+    assert parts.pictures(given) == (inside,)
+
+
 def test_every_handler_takes_a_dict_and_may_give_only_what_it_names(parts: Parts) -> None:
     """The handlers of a fresh page, called with what its components hold."""
     import gradio as gr
 
     with gr.Blocks():
         tab = Tab(parts)
-        form = {one: getattr(one, "value", None) for one in {*tab.whole_form, *tab.form.every()}}
+        form = {one: held(one) for one in {*tab.whole_form, *tab.form.every()}}
         checked = tab.checked(form)
         assert "no original" in str(checked[tab.run.problems])
         seen = tab.observe({tab.run.watched: "", tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""})
-        assert set(seen) <= tab.run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+        outputs = tab.run.outputs() | tab.tools.outputs() | tab.setup.outputs()
+        assert set(seen) <= outputs | {tab.original.line}
         again = tab.observe(
             {tab.run.watched: "", tab.run.sent: seen[tab.run.sent], tab.tools.job: "", tab.setup.job: ""}
         )
@@ -113,7 +150,7 @@ def test_a_page_of_an_earlier_process_understands_the_answers() -> None:
     probe = """
 import json
 from pathlib import Path
-from copier.app.jobs import JobService
+from copier.app.jobs import JobKind, JobService
 from copier.app.settings import Settings
 from copier.ui.parts import Parts
 from copier.ui.tab import build_tab
@@ -128,6 +165,65 @@ print(json.dumps([[one["inputs"], one["outputs"]] for one in config["dependencie
     ]
     first, second = (json.loads(run.stdout.splitlines()[-1]) for run in runs)
     assert first == second and len(first) > 30
+
+
+def test_the_hosts_keyboard_handler_finds_its_buttons(components: list[dict[str, Any]]) -> None:
+    """A1111 presses buttons of the open tab by the ends of their ids, and fails where there is none."""
+    ids = [one["props"]["elem_id"] for one in components if one["type"] == "button"]
+    first = {
+        end: next(one for one in ids if one.endswith(end)) for end in ("_generate", "_interrupt", "_skip")
+    }
+    assert first["_generate"] == "copier_original__generate"
+    assert first["_interrupt"] == "copier_original__interrupt"
+
+
+def test_a_failed_job_offers_what_would_help_in_words(host: Any, settings: Any) -> None:
+    import gradio as gr
+
+    def fails(*_: Any) -> Any:
+        raise OutOfMemory(
+            "too little memory", ["training.batch_size=1", "training.gradient_checkpointing=true"]
+        )
+
+    jobs = JobService(settings, kinds=[JobKind("fails", fails)])
+    jobs.submit_work("fails", {})
+    jobs.work()
+    with gr.Blocks():
+        tab = Tab(Parts(host, jobs, settings))
+        seen = tab.observe({tab.run.watched: "", tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""})
+    shown = [seen[one] for one in tab.run.offers]
+    assert [one["value"] for one in shown if one["visible"]] == [
+        "Again", "Again with batch size 1", "Again with gradient checkpointing",
+    ]  # fmt: skip
+    assert "too little memory" in seen[tab.run.status]
+    assert change_words("training.unheard_of=1") == "training.unheard_of=1"
+
+
+def test_a_page_that_watches_a_job_that_ended_says_which_one_runs(host: Any, settings: Any) -> None:
+    import gradio as gr
+
+    goes_on, began = threading.Event(), threading.Event()
+
+    def waits(*_: Any) -> Any:
+        began.set()
+        goes_on.wait(60)
+        return {}
+
+    jobs = JobService(settings, kinds=[JobKind("ends", lambda *_: {}), JobKind("waits", waits)])
+    ended = jobs.submit_work("ends", {}, title="First")
+    jobs.work()
+    with gr.Blocks():
+        tab = Tab(Parts(host, jobs, settings))
+    asked = {tab.run.watched: ended.id, tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""}
+    assert "at work" not in tab.observe(asked)[tab.run.status]
+    jobs.submit_work("waits", {}, title="Second")
+    jobs.start()
+    try:
+        assert began.wait(60)
+        assert "Second is at work now" in tab.observe(asked)[tab.run.status]
+    finally:
+        goes_on.set()
+        jobs.close()
 
 
 @pytest.mark.parametrize("language", ["ja_JP", "zh_TW", "zh_CN"])

@@ -48,7 +48,7 @@ def _writing(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _watching(session: Session) -> dict[str, Any]:
-    """For work on checkpoints: it shows how far it is, and can be stopped."""
+    """It shows how far it is, and can be stopped."""
     return {"observer": session.progress, "cancel": session.stoppable()}
 
 
@@ -136,6 +136,7 @@ def _difference(arguments: argparse.Namespace, session: Session) -> Answer:
             conv_rank=arguments.conv_rank,
             exact=arguments.exact,
             **_writing(arguments),
+            **_watching(session),
         )
     )
 
@@ -173,6 +174,7 @@ def _combine(arguments: argparse.Namespace, session: Session) -> Answer:
             conv_rank=arguments.conv_rank,
             exact=arguments.exact,
             **_writing(arguments),
+            **_watching(session),
         )
     )
 
@@ -215,6 +217,7 @@ def _resize(arguments: argparse.Namespace, session: Session) -> Answer:
             max_rank=arguments.max_rank,
             conv_rank=arguments.conv_rank,
             **_writing(arguments),
+            **_watching(session),
         )
     )
 
@@ -244,8 +247,8 @@ def _register_merge(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="WEIGHTS",
-        help="weights by block: 17 or 26 numbers (SDXL: 12 or 20) with commas, or NAME=W,...; once for all "
-        "LoRAs, or once for each",
+        help="weights by block: 17 or 26 numbers (SDXL 12 or 20, FLUX 58 or 61) with commas, or NAME=W,...; "
+        "once for all LoRAs, or once for each",
     )
     _output(parser, ("keep", *_LORA_DTYPES), "keep")
 

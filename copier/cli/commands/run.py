@@ -104,6 +104,15 @@ def add_run_options(parser: Parser) -> Any:
         "(`copier recipes NAME` shows them); may be repeated",
     )
     how.add_argument(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help="steps of every training as other trainers count them: N times all pictures, by the batch size",
+    )
+    how.add_argument(
+        "--repeats", type=positive, metavar="N", help="with --epochs: every picture N times an epoch"
+    )
+    how.add_argument(
         "--control",
         action="store_true",
         help="also train a plain LoRA on B with the same settings, and compare",
@@ -205,6 +214,8 @@ def _check_choice(arguments: argparse.Namespace) -> None:
         raise BadInput("--a-seed and --a-size belong to --a-prompt, but A is a file: leave them out")
     if not edit and arguments.edit_set:
         raise BadInput("--edit-set belongs to --edit, but B is a file: leave it out")
+    if arguments.repeats is not None and arguments.epochs is None:
+        raise BadInput("--repeats belongs to --epochs: give both, or --set training.steps=N")
     for option, values in (("--pictures", arguments.pictures), ("--lora", arguments.lora)):
         names = [name for name, _ in values]
         for name in names:
@@ -217,7 +228,7 @@ def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
     _check_choice(arguments)
     from copier.app.cards import changed
     from copier.app.own_recipes import find_recipe
-    from copier.request import RunRequest, ScriptOptions
+    from copier.request import RunRequest, ScriptOptions, in_epochs
 
     checkpoint = session.checkpoint()
     recipe = find_recipe(arguments.recipe, session.settings)
@@ -226,7 +237,7 @@ def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
     )
     if note:
         session.note(note)
-    return RunRequest(
+    request = RunRequest(
         recipe=recipe,
         checkpoint=checkpoint,
         pictures=_pictures(arguments, recipe),
@@ -239,6 +250,7 @@ def requested(arguments: argparse.Namespace, session: Session) -> RunRequest:
         model=model_options(arguments),
         scripts=ScriptOptions(_words(arguments.extra), arguments.sample_every, arguments.save_every),
     )
+    return in_epochs(request, arguments.epochs, arguments.repeats or 1) if arguments.epochs else request
 
 
 def _words(text: str) -> tuple[str, ...]:
