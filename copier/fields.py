@@ -71,6 +71,14 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "texts": Field("Caption texts", "The texts of the policies fixed and varied."),
         "shuffle": Field("Shuffle tags", "Shuffle the comma-separated tags at every step."),
         "keep_tokens": Field("Keep tags", "Leading tags that shuffling leaves in place.", 0, 255),
+        "kept": Field(
+            "What captions keep",
+            "Of caption files, all: everything; varies: what is not on every picture, and the tags to keep; "
+            "constant: only the tags to keep.",
+        ),
+        "keep": Field(
+            "Tags to keep", "For varies and constant; none: framing, and for constant a plain background too."
+        ),
     },
     "TrainingSpec": {
         "steps": Field("Steps", "Optimiser steps.", 1, 1_000_000, level=Level.ESSENTIAL),
@@ -161,6 +169,14 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "PictureSet": {
         "name": _structure("Name", "How stages and a run refer to these pictures.", 1),
         "of": _structure("Change of", "The set that these are with one thing changed, or nothing."),
+        "part_of": _structure("Made from", "The set that these are made from, or nothing: they are given."),
+        "number": Field("Picture", "Which picture of that set, from 1; 0: all.", 0, 100_000),
+        "views": Field("Views", "Crops and zooms of each picture; 0: the picture as it is.", 0, 1000),
+        "nearest": Field("Nearest view", "Smallest share of a side that a view shows.", 0.05, 0.95),
+        "views_seed": Field("Seed of the views", "Seed of their places and sizes.", 0, LARGEST_SEED),
+        "one_by_one": Field(
+            "One by one", "Each picture goes through the stages by itself; sums add their LoRAs."
+        ),
     },
     "WeightedLora": {
         "lora": _LORA,
@@ -214,6 +230,15 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "CombineStage": {
         "name": _NAME,
         "terms": _structure("Terms", "The LoRAs that are added, with their weights.", 1),
+        "average": Field("Average", "Divide the sum by the number of LoRAs.", level=Level.ESSENTIAL),
+        "route": Field(
+            "Route",
+            "factors: exact; checkpoint-...: all LoRAs are merged into the checkpoint in that number format, "
+            "and what it changed is extracted.",
+        ),
+        "agreement": Field(
+            "Agreement", "Two LoRAs whose deltas have a cosine below this are reported; -1: none.", -1, 1
+        ),
         "ranks": _structure("Rank", "How far the sum is truncated."),
     },
     "ResizeStage": {

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from copier import fields as field_table
+from copier.captioning import Policy, captions_by
 from copier.errors import BadInput, UnknownName
 
 
@@ -88,6 +89,14 @@ class RankMethod(str, Enum):
     SV_CUMULATIVE = "sv_cumulative"
 
 
+class SumRoute(str, Enum):
+    """How LoRAs are added: their factors, or by a checkpoint that has all of them, in that number format."""
+
+    FACTORS = "factors"
+    CHECKPOINT_FP32 = "checkpoint-fp32"
+    CHECKPOINT_FP16 = "checkpoint-fp16"
+
+
 class Trainer(str, Enum):
     """Who trains: our own child process, or kohya's sd-scripts."""
 
@@ -115,6 +124,8 @@ class CaptionSpec(Spec):
     texts: tuple[str, ...] = ()
     shuffle: bool = False
     keep_tokens: int = 0
+    kept: Policy = Policy.ALL
+    keep: tuple[str, ...] = ()
 
     def _check(self) -> None:
         count = len(self.texts)
@@ -130,6 +141,11 @@ class CaptionSpec(Spec):
                 f"the caption policy {self.policy.value!r} takes no texts, but {count} are given: set both "
                 """at once, as in training.captions={"policy": "empty"}"""
             )
+        self.reduced(())
+
+    def reduced(self, texts: Sequence[str]) -> list[str]:
+        """What training is told of the ``texts`` of a set's caption files (``captioning.captions_by``)."""
+        return captions_by(self.kept, texts, self.keep or None)
 
 
 _OWN_ARGUMENTS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
@@ -316,13 +332,28 @@ class RankPolicy(Spec):
 
 @dataclass(frozen=True)
 class PictureSet(Spec):
-    """One or more pictures that a run is given, or draws, under this name.
+    """One or more pictures that a run is given, or draws, or makes from another set, under this name.
 
-    ``of`` names the set whose pictures these are with one thing changed, one for one.
+    ``of`` names the set whose pictures these are with one thing changed, one for one. With ``part_of`` they
+    are made from that set: its picture of the ``number``, counted from 1 (0: all of them), and of each as
+    many ``views``, crops and zooms that keep at least the share ``nearest`` of its sides
+    (``copier.images.framing``); 0 takes it as it is. Each picture of a set ``one_by_one`` goes through the
+    stages by itself (``copier.expansion``).
     """
 
     name: str
     of: str = ""
+    part_of: str = ""
+    number: int = 0
+    views: int = 0
+    nearest: float = 0.5
+    views_seed: int = 1
+    one_by_one: bool = False
+
+    @property
+    def making(self) -> tuple[int, int, float, int]:
+        """How it is made from ``part_of``: the same for the two sets of pairs."""
+        return self.number, self.views, self.nearest, self.views_seed
 
 
 @dataclass(frozen=True)
@@ -451,11 +482,24 @@ class DifferenceStage(Spec):
 
 @dataclass(frozen=True)
 class CombineStage(Spec):
-    """The weighted sum of any number of LoRAs: weights 1/n give their mean."""
+    """The weighted sum of any number of LoRAs; with ``average`` it is divided by their number.
+
+    LoRAs the cosine of whose deltas is below ``agreement`` are reported: they do not make the same change.
+    With -1 none is, for sums of LoRAs that need not.
+    """
 
     name: str
     terms: tuple[WeightedLora, ...]
     ranks: RankPolicy = RankPolicy()
+    average: bool = False
+    route: SumRoute = SumRoute.FACTORS
+    agreement: float = -1.0
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """With which each LoRA is added."""
+        share = len(self.terms) if self.average else 1
+        return tuple(term.weight / share for term in self.terms)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -619,6 +663,9 @@ class Recipe(Spec):
                 raise BadInput(f"two sets of pictures have the name {one.name!r}: give each its own")
             if one.of and one.of not in originals:
                 raise UnknownName(f"earlier set of originals (needed by {one.name!r})", one.of, originals)
+            _check_making(one)
+            if one.part_of:
+                self._check_part(one, names)
             names.add(one.name)
             if not one.of:
                 originals.add(one.name)
@@ -630,6 +677,28 @@ class Recipe(Spec):
             changed, what = names - originals, f"changed set of pictures (needed by {stage.name!r})"
             if isinstance(stage, EvaluateStage) and stage.pictures not in changed:
                 raise UnknownName(what, stage.pictures, changed)
+
+    def _check_part(self, one: PictureSet, earlier: Collection[str]) -> None:
+        """A set that is made from another one has the pairs of that one, made in the same way."""
+        if one.part_of not in earlier:
+            raise UnknownName(f"earlier set of pictures (needed by {one.name!r})", one.part_of, earlier)
+        whole = self.picture_set(one.part_of)
+        if whole.one_by_one:
+            raise BadInput(
+                f"the pictures {one.name!r} are made from {whole.name!r}, which goes one by one: give one up"
+            )
+        if bool(whole.of) != bool(one.of):
+            raise BadInput(
+                f"the pictures {one.name!r} are made from {whole.name!r}: they must be changes of a set if, "
+                "and only if, that one is (of)"
+            )
+        if one.of:
+            original = self.picture_set(one.of)
+            if original.part_of != whole.of or original.making != one.making:
+                raise BadInput(
+                    f"the pictures {one.name!r} are made from {whole.name!r}, and must be pairs with "
+                    f"{original.name!r}: make that one from {whole.of!r}, with the same number and views"
+                )
 
     def _check_name(self, stage: StageSpec) -> None:
         """Stage names become names of files, and the first part of a --set path."""
@@ -665,9 +734,28 @@ class Recipe(Spec):
         """The stages that train, in order."""
         return (stage for stage in self.stages if isinstance(stage, TrainStage))
 
+    def picture_set(self, name: str) -> PictureSet:
+        """The set of pictures of that name. Raises ``UnknownName``."""
+        for one in self.pictures:
+            if one.name == name:
+                return one
+        names = (one.name for one in self.pictures)
+        raise UnknownName(f"set of pictures of the recipe {self.name!r}", name, names)
+
     def original_of(self, pictures: str) -> str:
         """The set of originals that the set ``pictures`` is a change of; "" where it is none."""
         return next((one.of for one in self.pictures if one.name == pictures), "")
+
+    @property
+    def given(self) -> tuple[PictureSet, ...]:
+        """The sets that a run is given; the others are made from them."""
+        return tuple(one for one in self.pictures if not one.part_of)
+
+    def given_for(self, pictures: str) -> str:
+        """The set that a run is given from which the set ``pictures`` is made; itself where it is given."""
+        while part_of := self.picture_set(pictures).part_of:
+            pictures = part_of
+        return pictures
 
     @property
     def changed(self) -> tuple[PictureSet, ...]:
@@ -678,6 +766,20 @@ class Recipe(Spec):
     def files(self) -> tuple[str, ...]:
         """The names of the LoRA files that a run has to be given."""
         return tuple(stage.name for stage in self.stages if isinstance(stage, FileStage))
+
+
+def _check_making(one: PictureSet) -> None:
+    """A set is given, or says from which one it is made, and how."""
+    if bool(one.number or one.views) != bool(one.part_of):
+        raise BadInput(
+            f"the pictures {one.name!r} are picture {one.number} and {one.views} views of {one.part_of!r}: "
+            "name the set that they are made from (part_of), and a number or views"
+        )
+    if one.one_by_one and (one.of or one.part_of):
+        raise BadInput(
+            f"the pictures {one.name!r} go one by one: only originals that a run is given can; changes of "
+            "them follow"
+        )
 
 
 def _check_references(stage: StageSpec, seen: Mapping[str, StageSpec]) -> None:
@@ -704,7 +806,8 @@ def with_control(recipe: Recipe) -> Recipe:
 
     The control is a plain LoRA on the changed pictures, on the checkpoint itself: the training of the
     last stage that trains on them, at equal steps, rate and rank, without base LoRAs, from a fresh start,
-    and with nothing that looks at their originals. An evaluation that has a control keeps its own.
+    and with nothing that looks at their originals. Of pictures that go one by one it has all; their crops
+    and zooms it has as they are. An evaluation that has a control keeps its own.
 
     Raises:
         BadInput: the recipe trains nothing on the pictures of an evaluation, or measures nothing.
@@ -727,7 +830,10 @@ def with_control(recipe: Recipe) -> Recipe:
 
 def _control(recipe: Recipe, pictures: str, names: Collection[str]) -> TrainStage:
     """The plain LoRA on ``pictures``, under a name that is not among ``names``."""
-    trained = [stage for stage in recipe.trainings() if stage.pictures == pictures]
+    given = recipe.given_for(pictures)
+    trained = [stage for stage in recipe.trainings() if stage.pictures == pictures] or [
+        stage for stage in recipe.trainings() if recipe.given_for(stage.pictures) == given
+    ]
     if not trained:
         raise BadInput(
             f"the recipe {recipe.name!r} trains nothing on {pictures.upper()}: there is no control for it"
@@ -736,5 +842,7 @@ def _control(recipe: Recipe, pictures: str, names: Collection[str]) -> TrainStag
     while free in names:
         number += 1
         free = f"control-{number}"
-    plain = replace(trained[-1].training, target=Target.NOISE, pair_mask=False)
-    return TrainStage(name=free, pictures=pictures, training=plain)
+    last = trained[-1]
+    plain = replace(last.training, target=Target.NOISE, pair_mask=False)
+    alone = recipe.picture_set(last.pictures).number
+    return TrainStage(name=free, pictures=pictures if alone else last.pictures, training=plain)

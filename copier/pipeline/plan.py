@@ -31,6 +31,7 @@ from copier.recipe import (
     Recipe,
     ResizeStage,
     StageSpec,
+    SumRoute,
     TrainingSpec,
     TrainStage,
 )
@@ -39,6 +40,7 @@ from copier.request import Edit, Fit, Generated, PictureFiles, RunRequest
 VERSIONS = {
     "original": 2,
     "edited": 2,
+    "derived": 1,
     "file": 1,
     "train": 1,
     "draw": 1,
@@ -187,6 +189,11 @@ class _Builder:
 
     def pictures(self, spec: PictureSet) -> None:
         """Add the stage that draws, makes or takes over a set of pictures."""
+        if spec.part_of:
+            names = ("number", "views", "nearest", "views_seed") if spec.views else ("number",)
+            made = {name: getattr(spec, name) for name in names}
+            self._put(spec.name, "derived", made, {"set": spec.part_of})
+            return
         source = self.request.pictures[spec.name]
         kind = "edited" if spec.of else "original"
         masks = {"masks": True} if _masked(self.request, spec) else {}
@@ -222,9 +229,11 @@ class _Builder:
         elif isinstance(stage, CombineStage):
             needs = {f"lora{i}": term.lora for i, term in enumerate(stage.terms)}
             numbers = {
-                "weights": [term.weight for term in stage.terms],
+                "weights": list(stage.weights),
                 "ranks": spec_to_json(stage.ranks),
             }
+            if stage.route is not SumRoute.FACTORS:
+                numbers |= {"route": stage.route.value, "checkpoint": self.checkpoint}
             self._put(stage.name, "combine", numbers, needs, stage)
         elif isinstance(stage, ResizeStage):
             needs = {"lora": stage.lora}
@@ -257,9 +266,9 @@ class _Builder:
             numbers["check"] = {"every": stage.check_every, "seeds": list(gate.seeds), **_limits(gate)}
         if stage.concept.by_text:
             numbers |= {"concept": spec_to_json(stage.concept), "side": stage.training.resolution}
-        captions = caption_files(self.request, stage)
+        captions = caption_texts(self.request, stage)
         if any(captions):
-            numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
+            numbers["captions"] = list(captions)
         self._put(stage.name, "train", numbers, needs, stage)
 
     def _gate(self, stage: GateStage) -> None:
@@ -352,7 +361,7 @@ class _Builder:
             "multipliers": [weight for _, weight in loras],
             "weights": list(weights),
         }
-        like = self.request.pictures[draws.like]
+        like = self.request.pictures.get(draws.like)
         if isinstance(like, Generated):
             # Only the size of the originals matters here, and a generated one's is known.
             numbers["side"] = original_side(self.request.recipe, like)
@@ -385,7 +394,10 @@ def _masked(request: RunRequest, spec: PictureSet) -> bool:
     if request.files_of(spec.name) is None:
         return False  # what is drawn has none
     names = {spec.name, *(one.name for one in request.recipe.pictures if one.of == spec.name)}
-    return any(stage.training.masked_loss and stage.pictures in names for stage in request.recipe.trainings())
+    return any(
+        stage.training.masked_loss and request.recipe.given_for(stage.pictures) in names
+        for stage in request.recipe.trainings()
+    )
 
 
 def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[str, Any]:
@@ -403,7 +415,22 @@ def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[s
 def _training_numbers(training: TrainingSpec) -> dict[str, Any]:
     default = TrainingSpec()
     same = [name for name in LATER_FIELDS if getattr(training, name) == getattr(default, name)]
-    return _without(spec_to_json(training), *same)
+    numbers = _without(spec_to_json(training), *same)
+    # What captions keep shows in their texts, which are in the key.
+    return {**numbers, "captions": _without(numbers["captions"], "kept", "keep")}
+
+
+def caption_texts(request: RunRequest, stage: TrainStage) -> tuple[str, ...]:
+    """What the stage is told of each picture, for the caption policy ``files``; else nothing.
+
+    A caption file that is not there counts as an empty one.
+
+    Raises:
+        BadInput: a caption file cannot be read.
+    """
+    files = caption_files(request, stage)
+    texts = ["" if path is None else read_captions(path) for path in files]
+    return tuple(stage.training.captions.reduced(texts))
 
 
 def caption_files(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:
@@ -437,7 +464,7 @@ def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None,
         return ()
     files = request.files_of(stage.pictures)
     if files is None:
-        return (None,)
+        return (None,) * request.count_of(stage.pictures)
     return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in files.paths)
 
 

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from copier.captioning import Policy
 from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import apply_effect, to_array
+from copier.images.framing import seen, views_of
 from copier.images.pairs import change_mask, check_pair, check_size, fitted, read_mask, read_picture
 from copier.images.sizes import by_size
-from copier.ops.combine import combine, difference
+from copier.ops.combine import agreement, combine, difference
 from copier.ops.lora_file import read_lora
+from copier.ops.processed import combine_by_checkpoint
 from copier.ops.report import OperationReport
 from copier.ops.resize import resize
 from copier.pipeline.context import Context, draw_pictures, reconstruct
@@ -44,6 +47,7 @@ from copier.pipeline.files import (
 from copier.pipeline.measure import (
     CEILING_WEIGHT,
     closeness_result,
+    disagreements,
     gate_result,
     has_ceiling,
     known_edit,
@@ -66,6 +70,7 @@ from copier.recipe import (
     RankPolicy,
     Recipe,
     ResizeStage,
+    SumRoute,
     Trainer,
     TrainStage,
 )
@@ -123,6 +128,24 @@ def edited(context: Context) -> Json:
                 )
     masks = [None if path is None else read_picture(path).convert("L") for path in _masks(context, "a")]
     return _save(context, images, masks)
+
+
+def derived(context: Context) -> Json:
+    """Take one picture of another set, or views of all of them; a mask is cut like its picture."""
+    spec = context.request.recipe.picture_set(context.stage.name)
+    paths, masks = picture_paths(context.needed("set")), mask_paths(context.needed("set"))
+    places = [spec.number - 1] if spec.number else range(len(paths))
+    images: list[Image.Image] = []
+    cut: list[Image.Image | None] = []
+    shown: list[str] = []
+    for place in places:
+        picture, path = read_picture(paths[place]), masks[place]
+        mask = None if path is None else read_picture(path).convert("L")
+        for view in views_of(spec, picture.size, place):
+            images.append(seen(picture, view))
+            cut.append(mask and seen(mask, view))
+            shown.append(str(view))
+    return {**_save(context, images, cut), **({"views": shown} if spec.views else {})}
 
 
 def _masks(context: Context, role: str) -> list[Path | None]:
@@ -241,10 +264,12 @@ def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
     places = caption_places(context.request, stage)
+    everything = stage.training.captions.kept is Policy.ALL
     texts = tuple(context.stage.ingredients.get("captions", ("",) * len(places)))
     for place, text in zip(places, texts, strict=True):
         if not text:
-            why = "the original is drawn" if place is None else f"there is no text in a caption file {place}"
+            kept = "there is no text in" if everything else "nothing is kept of"
+            why = "the original is drawn" if place is None else f"{kept} a caption file {place}"
             message = f"trains with an empty caption: {why}"
             context.observer(ProgressEvent(context.stage.name, message=message))
     return texts
@@ -301,8 +326,31 @@ def run_combine(context: Context) -> Json:
     """Add LoRAs by their weights, and truncate the result as the stage's rank policy says."""
     spec = context.stage.spec
     assert isinstance(spec, CombineStage)
-    terms = [(context.lora(f"lora{i}"), term.weight) for i, term in enumerate(spec.terms)]
-    return _sum(context, partial(combine, terms), spec.ranks)
+    terms = [(context.lora(f"lora{i}"), weight) for i, weight in enumerate(spec.weights)]
+    if spec.route is SumRoute.FACTORS:
+        outcome = _sum(context, partial(combine, terms), spec.ranks)
+    else:
+        outcome = _by_checkpoint(context, terms, spec)
+    found = agreement([path for path, _ in terms])
+    for text in disagreements(spec, found):
+        context.observer(ProgressEvent(context.stage.name, message=text))
+    return {**outcome, "cosines": found}
+
+
+def _by_checkpoint(context: Context, terms: Sequence[tuple[Path, float]], spec: CombineStage) -> Json:
+    exact = spec.ranks.method is RankMethod.EXACT
+    report = combine_by_checkpoint(
+        context.request.checkpoint,
+        terms,
+        context.folder / LORA,
+        work=context.folder,
+        processed=spec.route.value.removeprefix("checkpoint-"),
+        dtype="fp32",
+        observer=context.observer,
+        cancel=context.cancel,
+        **({} if exact else rank_arguments(spec.ranks)),
+    )
+    return {"residual": report.residual}
 
 
 def _sum(context: Context, add: Callable[..., OperationReport], ranks: RankPolicy) -> Json:
@@ -379,6 +427,7 @@ def _figures_json(figures: Any) -> Json:
 KINDS: Mapping[str, Callable[[Context], Json]] = {
     "original": original,
     "edited": edited,
+    "derived": derived,
     "file": take_over_lora,
     "train": train,
     "draw": draw,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from copier.captioning import Policy
 from copier.codec import recipe_from_json, recipe_to_json
 from copier.errors import BadInput
 from copier.fields import check_number
@@ -151,8 +152,13 @@ def visible_paths(recipe: Recipe, stage: str) -> frozenset[str]:
 def _idle_in_training(recipe: Recipe, stage: TrainStage) -> set[str]:
     training, path = stage.training, "train.training"
     idle = set()
-    if training.captions.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES):
+    captions = training.captions
+    if captions.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES):
         idle.add(f"{path}.captions.texts")
+    if captions.policy is not CaptionPolicy.FILES:
+        idle |= {f"{path}.captions.kept", f"{path}.captions.keep"}
+    elif captions.kept is Policy.ALL and not captions.keep:
+        idle.add(f"{path}.captions.keep")
     if training.captions.policy is CaptionPolicy.EMPTY:
         idle |= {f"{path}.captions.shuffle", f"{path}.captions.keep_tokens"}
     elif not training.captions.shuffle:

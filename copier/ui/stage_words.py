@@ -27,7 +27,7 @@ def stage_words(job: Job) -> dict[str, str]:
     if job.kind != RUN:
         return {}
     try:
-        recipe = job.request.recipe
+        recipe = job.request.written_out().recipe
     except CopierError:  # of another version of the program
         return {}
     sets = {one.name: words.SET_B if one.of else words.SET_A for one in recipe.pictures}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from copier import recipe as recipe_module
+from copier.captioning import Policy
 from copier.codec import builtin_recipes
 from copier.errors import BadInput, UnknownName
 from copier.fields import FIELDS
@@ -308,8 +309,11 @@ def test_the_empty_prompt_was_trained_on_where_captions_are_empty():
         graph(GateStage("gate", "copier", ("",)))
 
 
-MEASURED = sorted(name for name, recipe in builtin_recipes().items() if recipe.pictures)
-"""All but those by text alone."""
+MEASURED = sorted(
+    name
+    for name, recipe in builtin_recipes().items()
+    if any(isinstance(stage, EvaluateStage) for stage in recipe.stages)
+)
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -396,9 +400,9 @@ def test_the_control_is_the_training_on_b_on_the_plain_checkpoint(name):
     recipe = builtin_recipes()[name]
     controlled = with_control(recipe)
     control = controlled.stage("control")
-    on_b = [stage for stage in recipe.trainings() if stage.pictures == "b"][-1]
+    on_b = [stage for stage in recipe.trainings() if recipe.given_for(stage.pictures) == "b"][-1]
     assert isinstance(control, TrainStage)
-    assert (control.pictures, control.base, control.start) == ("b", (), "")
+    assert (control.pictures, control.base, control.start) == (on_b.pictures, (), "")
     assert control.training == replace(on_b.training, target=Target.NOISE)
     evaluations = [stage for stage in controlled.stages if isinstance(stage, EvaluateStage)]
     assert [stage.control for stage in evaluations] == ["control"]
@@ -427,3 +431,18 @@ def test_a_stage_is_found_by_name():
     assert recipe.stage("gate") is recipe.stages[1]
     with pytest.raises(UnknownName, match=r"'gat'.*'gate'"):
         recipe.stage("gat")
+
+
+def test_caption_files_are_reduced_as_the_recipe_says() -> None:
+    texts = ["a red cat, white background, smile", "a blue cat, white background, from behind"]
+    files = CaptionSpec(CaptionPolicy.FILES)
+    assert files.reduced(texts) == texts
+    varies = replace(files, kept=Policy.VARIES)
+    assert varies.reduced(texts) == ["a red cat, smile", "a blue cat, from behind"]
+    constant = replace(files, kept=Policy.CONSTANT)
+    assert constant.reduced(texts) == ["white background", "white background, from behind"]
+    assert replace(constant, keep=("smile",)).reduced(texts) == ["smile", ""]
+    with pytest.raises(BadInput, match="keeps every tag"):
+        replace(files, keep=("smile",))
+    with pytest.raises(BadInput, match="not one tag"):
+        replace(constant, keep=("one, two",))

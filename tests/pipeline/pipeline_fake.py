@@ -27,6 +27,7 @@ from copier.pipeline.store import StageStore
 from copier.pocket.scenes import random_scene, render
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 from copier.recipe import (
+    PAIR,
     BaseLora,
     CombineStage,
     DifferenceStage,
@@ -34,6 +35,7 @@ from copier.recipe import (
     FileStage,
     GateStage,
     Optimiser,
+    PictureSet,
     RankPolicy,
     Recipe,
     ResizeStage,
@@ -193,7 +195,11 @@ def every_kind_there_is() -> Recipe:
     recipe = every_kind()
     terms = (WeightedLora("lora", 1.0), WeightedLora("look", 0.25))
     more = (FileStage("look"), CombineStage("mixture", terms, RankPolicy(rank=4)))
-    return replace(recipe, stages=(*recipe.stages, *more), result="mixture")
+    parts = (
+        PictureSet("a-views", part_of="a", views=2),
+        PictureSet("b-views", "a-views", part_of="b", views=2),
+    )
+    return replace(recipe, stages=(*recipe.stages, *more), pictures=(*PAIR, *parts), result="mixture")
 
 
 def given(request: RunRequest, **pictures: Source) -> RunRequest:

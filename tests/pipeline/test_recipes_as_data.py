@@ -407,7 +407,8 @@ def test_the_report_is_about_the_result_and_names_other_evaluations_and_gates(tm
     asked = request(tmp_path, what, given)
     done = execute(asked, tmp_path / "data", FakeWorker())
     told = report_data([done], [{}])
-    assert told.notes == ("The evaluation 'evaluate' is shown; there are others: early.",)
+    assert told.notes[-1] == "The evaluation 'evaluate' is shown; there are others: early."
+    assert told.notes[0].startswith("mean adds 2 LoRAs; the cosines of their changes are ")
     shown = told.results[0].strip.figures.at(1.0).effect
     assert shown == pytest.approx(done.entries["evaluate"].record.outcome["lora"][3]["effect"])
     labels = [row.label for row in seed_table([done, done]).rows]
