@@ -11,7 +11,7 @@ from copier.errors import BadInput
 from copier.ui import pieces
 from copier.ui.gradio_versions import Answer, listen_ordered, listen_script
 from copier.ui.link_values import A, Arrival, Links
-from copier.ui.parts import paths, saying
+from copier.ui.parts import saying
 from copier.ui.request_form import OWN_EDIT, decimal
 
 _CHOSEN = "given[2] = selected_gallery_index();"
@@ -108,7 +108,7 @@ class _Inpaint:
         """The first original."""
         from PIL import Image
 
-        found = paths(originals)
+        found = self.tab.parts.pictures(originals)
         said = self.tab.original.said
         if not found:
             return {said: pieces.note("there is no original yet: draw one, or drop a picture in", "bad")}
