@@ -71,6 +71,14 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "texts": Field("Caption texts", "The texts of the policies fixed and varied."),
         "shuffle": Field("Shuffle tags", "Shuffle the comma-separated tags at every step."),
         "keep_tokens": Field("Keep tags", "Leading tags that shuffling leaves in place.", 0, 255),
+        "kept": Field(
+            "What captions keep",
+            "Of caption files, all: everything; varies: what is not on every picture, and the tags to keep; "
+            "constant: only the tags to keep.",
+        ),
+        "keep": Field(
+            "Tags to keep", "For varies and constant; none: framing, and for constant a plain background too."
+        ),
     },
     "TrainingSpec": {
         "steps": Field("Steps", "Optimiser steps.", 1, 1_000_000, level=Level.ESSENTIAL),
@@ -110,10 +118,37 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             "Base in fp8", "Frozen weights in half the memory, less exact; fp16 or bf16; sd-scripts only."
         ),
         "gradient_checkpointing": Field("Gradient checkpointing", "Less memory, a third slower."),
-        "masked_loss": Field(
-            "Masked loss", "The alpha channel says where the loss counts; none: all; sd-scripts only."
+        "masked_loss": Field("Masked loss", "The alpha channel says where the loss counts; none: all."),
+        "pair_mask": Field("Mask by the pair", "The loss counts only where A and B differ."),
+        "mask_margin": Field(
+            "Margin of the mask", "How far beyond the changed pixels it reaches.", 0, 512, unit="px"
         ),
+        "target": Field(
+            "Target",
+            "noise: that of the pictures; pair: B at weight +1, A at -1; semantic: on A towards B. "
+            "The last two: builtin only.",
+        ),
+        "eta": Field("Strength towards B", "eta in noise + eta (A - B), for the target semantic.", 0, 20),
         "seed": SEED,
+    },
+    "ConceptSpec": {
+        "action": Field(
+            "Concept",
+            "erase, enhance or move what a prompt names, without pictures; none: train on pictures. "
+            "Builtin only.",
+        ),
+        "target": Field("Prompt that changes", "What is asked for, and will be drawn differently."),
+        "positive": Field(
+            "Prompt of the concept",
+            "What is taken away or added; move: what is drawn instead. Empty: the prompt that changes.",
+        ),
+        "neutral": Field("Neutral prompt", "What the prompt that changes is drawn as without the concept."),
+        "contexts": Field(
+            "Contexts", "Frames for the prompts, as in {} on white background; one at every step.", shortest=1
+        ),
+        "guidance": Field("Strength", "How far beyond the neutral prompt: eta of ESD.", 0, 20),
+        "sampling_steps": Field("Steps of drawing", "DDIM steps of the latents that are trained on.", 2, 150),
+        "drawing_guidance": Field("Guidance of drawing", "CFG of the latents that are trained on.", 1, 30),
     },
     "RankPolicy": {
         "method": Field(
@@ -134,6 +169,14 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "PictureSet": {
         "name": _structure("Name", "How stages and a run refer to these pictures.", 1),
         "of": _structure("Change of", "The set that these are with one thing changed, or nothing."),
+        "part_of": _structure("Made from", "The set that these are made from, or nothing: they are given."),
+        "number": Field("Picture", "Which picture of that set, from 1; 0: all.", 0, 100_000),
+        "views": Field("Views", "Crops and zooms of each picture; 0: the picture as it is.", 0, 1000),
+        "nearest": Field("Nearest view", "Smallest share of a side that a view shows.", 0.05, 0.95),
+        "views_seed": Field("Seed of the views", "Seed of their places and sizes.", 0, LARGEST_SEED),
+        "one_by_one": Field(
+            "One by one", "Each picture goes through the stages by itself; sums add their LoRAs."
+        ),
     },
     "WeightedLora": {
         "lora": _LORA,
@@ -146,16 +189,21 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     },
     "TrainStage": {
         "name": _NAME,
-        "pictures": _structure("Pictures", "The set of pictures that is trained on.", 1),
+        "pictures": _structure("Pictures", "The set of pictures that is trained on; none for a concept."),
         "base": _structure("Base LoRAs", "LoRAs merged into the checkpoint before training."),
         "start": _structure("Start from", "Stage whose LoRA training starts from, or nothing."),
         "check_every": Field(
             "Check every",
-            "End when the gate holds for what was saved; 0: train all steps; sd-scripts only.",
+            "End when the gate holds for what was trained so far; 0: train all steps.",
             0,
             1_000_000,
             unit="steps",
         ),
+        "check_pictures": Field(
+            "Pictures of a check", "Drawn at each check, with other seeds; 0: those of the gate.", 0, 1000
+        ),
+        "check_sampling_steps": Field("Sampling steps of a check", "0: those of the gate.", 0, 150),
+        "concept": _structure("Concept", "What is changed by text alone."),
         "training": _structure("Training", "How it is trained."),
     },
     "GateStage": {
@@ -182,6 +230,15 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "CombineStage": {
         "name": _NAME,
         "terms": _structure("Terms", "The LoRAs that are added, with their weights.", 1),
+        "average": Field("Average", "Divide the sum by the number of LoRAs.", level=Level.ESSENTIAL),
+        "route": Field(
+            "Route",
+            "factors: exact; checkpoint-...: all LoRAs are merged into the checkpoint in that number format, "
+            "and what it changed is extracted.",
+        ),
+        "agreement": Field(
+            "Agreement", "Two LoRAs whose deltas have a cosine below this are reported; -1: none.", -1, 1
+        ),
         "ranks": _structure("Rank", "How far the sum is truncated."),
     },
     "ResizeStage": {
@@ -208,7 +265,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "title": _structure("Title", "What a list shows.", 1),
         "explanation": _structure("Explanation", "One line: what it is good for."),
         "trainer": Field("Trainer", "builtin or sd-scripts.", level=Level.ADVANCED),
-        "pictures": _structure("Pictures", "The sets of pictures that a run is given.", 1),
+        "pictures": _structure("Pictures", "The sets of pictures that a run is given, if any."),
         "stages": _structure("Stages", "In an order in which they can run.", 1),
         "result": _structure("Result", "The stage whose LoRA is the outcome.", 1),
     },

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from copier.errors import BadInput, UnknownName
+from copier.expansion import written_out
 from copier.fields import GUIDANCE, LARGEST_SIDE, SAMPLING_STEPS, SEED, check_number, check_text
 from copier.model_options import AS_IT_IS, ModelOptions
 from copier.recipe import Recipe, StageSpec, TrainStage
@@ -172,11 +173,11 @@ class RunRequest:
                 raise BadInput(f"the LoRA {name!r} of the recipe is missing: add --lora {name}=FILE")
 
     def _check_pictures(self) -> None:
-        known = [one.name for one in self.recipe.pictures]
+        known = [one.name for one in self.recipe.given]
         for name in self.pictures:
             if name not in known:
                 raise UnknownName(f"set of pictures of the recipe {self.recipe.name!r}", name, known)
-        for one in self.recipe.pictures:
+        for one in self.recipe.given:
             source = self.pictures.get(one.name)
             if source is None:
                 raise BadInput(
@@ -190,13 +191,52 @@ class RunRequest:
                     "or an edit, drawn ones would differ in everything"
                 )
 
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for one in self.recipe.pictures:
+            if one.number and one.number > (count := self.count_of(one.part_of)):
+                raise BadInput(
+                    f"the recipe wants picture {one.number} of {one.part_of!r}, which has {count}: give more "
+                    "pictures, or take the recipe as it was before it was written out for them"
+                )
+
+    def count_of(self, pictures: str) -> int:
+        """The number of pictures of a set."""
+        spec = self.recipe.picture_set(pictures)
+        if spec.part_of:
+            return (1 if spec.number else self.count_of(spec.part_of)) * (spec.views or 1)
+        source = self.pictures[pictures]
+        if isinstance(source, Edit):
+            return self.count_of(spec.of)
+        return len(source.paths) if isinstance(source, PictureFiles) else 1
+
+    def written_out(self) -> RunRequest:
+        """The same with a recipe in which no set goes one by one any more (``copier.expansion``)."""
+        counts = {one.name: self.count_of(one.name) for one in self.recipe.given}
+        return replace(self, recipe=written_out(self.recipe, counts))
+
+    def source_of(self, pictures: str) -> Source:
+        """Where the pictures of a set come from: that of the set that they are made from."""
+        return self.pictures[self.recipe.given_for(pictures)]
+
     def edit_of(self, pictures: str) -> Edit | None:
         """The built-in edit that makes the set ``pictures``; None where it comes from files."""
-        source = self.pictures[pictures]
+        source = self.source_of(pictures)
         return source if isinstance(source, Edit) else None
 
     def files_of(self, pictures: str) -> PictureFiles | None:
-        """The user's files that the set comes from, directly or by an edit of them; None of a drawn one."""
+        """The user's files that the set comes from, directly or by an edit of them; None of a drawn one.
+
+        One for each picture of the set: a file comes as often as there are views of it.
+        """
+        spec = self.recipe.picture_set(pictures)
+        if spec.part_of:
+            whole = self.files_of(spec.part_of)
+            if whole is None:
+                return None
+            chosen = whole.paths[spec.number - 1 : spec.number] if spec.number else whole.paths
+            return replace(whole, paths=tuple(path for path in chosen for _ in range(spec.views or 1)))
         source = self.pictures[pictures]
         if isinstance(source, Edit):
             source = self.pictures[self.recipe.original_of(pictures)]

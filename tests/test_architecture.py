@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: dict[str, tuple[str, ...]] = {
     "L0": (
         *("errors", "recipe", "fields", "codec", "presets", "model_options", "markup"),
-        *("request", "captioning", "progress", "digest", "disk", "lock"),
+        *("request", "expansion", "captioning", "progress", "digest", "disk", "lock"),
         *("temporary", "writepoints", "version"),
     ),
     "L1": ("checkpoint", "algebra", "images", "diffusion"),

@@ -58,7 +58,8 @@ def loaded(*folders: Path, change: str = "", tell: bool = False) -> tuple[list[A
     code = HOST + REPORT.replace("CHANGE", change).replace("TELL", str(tell))
     script = folders[-1] / "scripts" / "copier_webui.py"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(script), *map(str, folders)],
+        # Without site-packages: where this project is installed there, it would be found twice.
+        [sys.executable, "-S", "-c", code, str(script), *map(str, folders)],
         capture_output=True, text=True, check=True, cwd=folders[0], env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     *said, report, heavy = done.stdout.splitlines()

@@ -16,7 +16,7 @@ from copier.pipeline.plan import paired
 from copier.progress import CancelToken, Observer
 from copier.recipe import EvaluateStage, GateStage, Optimiser, Recipe, Trainer
 from copier.request import RunRequest
-from copier.training.client import BuiltinWorker
+from copier.training.client import BuiltinWorker, Drawn
 from copier.training.environment import TrainerEnvironment, require_environment
 from copier.training.interpreter import ask_interpreter
 from copier.training.machine import Device, device_of
@@ -104,7 +104,7 @@ class Crew:
     """Starts the children at their first call; a context manager that ends them.
 
     The worker that draws is ended before sd-scripts trains: two checkpoints in memory are one too many. Only
-    a training that checks the gate on its way (``check_every``) has it beside itself.
+    such a training that checks the gate on its way (``check_every``) has it beside itself.
     """
 
     def __init__(self, settings: Settings, *, device: str, threads: int | None) -> None:
@@ -180,14 +180,15 @@ class Crew:
         observer: Observer,
         cancel: CancelToken,
         on_saved: SavedSeen | None = None,
+        on_drawn: Drawn | None = None,
     ) -> TrainResult:
-        """Train a LoRA with the trainer of the run's recipe; ``on_saved`` is for sd-scripts.
+        """Train a LoRA with the trainer of the run's recipe, which asks ``on_saved`` or ``on_drawn``.
 
         Raises:
             CopierError: as ``BuiltinWorker.train``, or ``find_kit`` and ``ScriptsTrainer.train``.
         """
         if run.recipe.trainer is Trainer.BUILTIN:
-            return self.worker().train(request, observer=observer, cancel=cancel)
+            return self.worker().train(request, observer=observer, cancel=cancel, on_drawn=on_drawn)
         kit = self._found_kit()
         self.close()
         trainer = ScriptsTrainer(

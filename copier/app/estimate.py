@@ -20,7 +20,7 @@ from copier.request import RunRequest
 
 _COSTLY = (
     *("batch_size", "rank", "conv_rank", "text_encoder", "precision", "optimiser"),
-    *("gradient_checkpointing", "fp8_base"),
+    *("gradient_checkpointing", "fp8_base", "target"),
 )
 """Fields of a training that change what a step takes; the sizes of its pictures are compared too."""
 _LONG = ("train", "draw")
@@ -187,7 +187,8 @@ def _traits(kind: str, ingredients: Mapping[str, Any]) -> Any:
     if kind == "train":
         training = ingredients.get("training", {})
         costly = [training.get(name) for name in _COSTLY]
-        return ingredients.get("trainer"), ingredients.get("checkpoint"), costly
+        drawn = ingredients.get("concept", {}).get("sampling_steps")
+        return ingredients.get("trainer"), ingredients.get("checkpoint"), costly, drawn
     if kind == "draw":
         names = ("checkpoint", "precision", "steps")
         return [ingredients.get(name) for name in names], _guided(ingredients)

@@ -8,8 +8,9 @@ from typing import Any
 from copier.app.service import Outcome
 from copier.evaluation.gate import worse
 from copier.evaluation.report import ReportFiles
+from copier.pipeline.measure import disagreements
 from copier.pipeline.runner import FinishedRun, StageState
-from copier.recipe import GateStage
+from copier.recipe import CombineStage, GateStage
 
 Json = dict[str, Any]
 
@@ -33,6 +34,7 @@ def outcome_json(outcome: Outcome) -> Json:
         "report": None if outcome.report is None else files_json(outcome.report),
         "gate": _gate(outcome),
         "results": results_json(report),
+        "disagreements": _disagreements(outcome),
         "checks": {
             "passed": sum(check["passed"] for check in checks),
             "count": len(checks),
@@ -99,6 +101,18 @@ def _gate(outcome: Outcome) -> Json | None:
                     "single_limit": spec.single_limit,
                 })  # fmt: skip
     return max(gates, key=_badness, default=None)
+
+
+def _disagreements(outcome: Outcome) -> list[str]:
+    """A sentence on each two LoRAs of a sum that do not make the same change."""
+    found = [
+        text
+        for run in outcome.runs
+        for one in run.stages
+        if isinstance(one.stage.spec, CombineStage)
+        for text in disagreements(one.stage.spec, one.entry.record.outcome.get("cosines", ()))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _badness(gate: Json) -> tuple[bool, float]:

@@ -21,6 +21,7 @@ from copier.recipe import (
     RankMethod,
     Recipe,
     ResizeStage,
+    SumRoute,
     TrainStage,
 )
 
@@ -62,6 +63,12 @@ def lora_room(recipe: Recipe, checkpoint: Header, given: Mapping[str, Header] = 
         ranks[stage.name] = rank
         total += rank * _numbers(checkpoint, conv=conv, text=text) * _BYTES
     return total
+
+
+def processed_room(recipe: Recipe, checkpoint: Header) -> int:
+    """Bytes of the checkpoint that a sum by way of one writes meanwhile: in fp32, of a file in fp16."""
+    routes = [stage.route for stage in recipe.stages if isinstance(stage, CombineStage)]
+    return 0 if all(route is SumRoute.FACTORS for route in routes) else 2 * checkpoint.file_size
 
 
 def picture_room(recipe: Recipe, sets: Mapping[str, Sequence[Size]]) -> int:

@@ -10,18 +10,20 @@ from pathlib import Path
 
 from copier.app.checks import check_data_folder, check_device
 from copier.app.crew import Crew, find_kit
-from copier.app.room import check_room, largest_rank, lora_room, picture_room
+from copier.app.room import check_room, largest_rank, lora_room, picture_room, processed_room
 from copier.app.settings import Settings
 from copier.checkpoint.autoencoder_file import autoencoder_keys
 from copier.checkpoint.family import detect
 from copier.checkpoint.fit import require_modules_fit
 from copier.checkpoint.header import Header, read_header
+from copier.checkpoint.prediction import parameterisation
 from copier.checkpoint.structure import check_clip_skip
 from copier.checkpoint.whole import whole_checkpoint
 from copier.digest import DigestMemory
 from copier.errors import BadInput, BadPicture, NotInstalled
 from copier.evaluation.report import ReportFiles
 from copier.images.effects import apply_effect, check_edit
+from copier.images.framing import views_of
 from copier.images.pairs import (
     check_pair,
     check_same_names,
@@ -35,7 +37,7 @@ from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.lora_file import read_lora
 from copier.ops.lora_reader import LoraReader
 from copier.pipeline import results
-from copier.pipeline.plan import caption_files, original_side, plan, read_captions
+from copier.pipeline.plan import caption_places, caption_texts, original_side, plan
 from copier.pipeline.runner import FinishedRun, StageState, run, states
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
@@ -43,6 +45,7 @@ from copier.recipe import (
     CaptionPolicy,
     EvaluateStage,
     GateStage,
+    Target,
     Trainer,
     TrainStage,
     reseeded,
@@ -95,6 +98,8 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
     checkpoint = check_checkpoint(request.checkpoint, request.recipe.trainer, options=request.model)
     check_device(request.device)
     _check_trainer(request, settings, checkpoint)
+    _check_masks(request)
+    _check_target(request, checkpoint)
     sizes = _check_pictures(request)
     _check_captions(request)
     given = {name: read_header(path) for name, path in request.loras.items()}
@@ -105,6 +110,7 @@ def check(request: RunRequest, settings: Settings, *, seeds: int = 1) -> None:
     _check_starts(request, given)
     _check_out(request)
     files = seeds * lora_room(request.recipe, checkpoint, given) + picture_room(request.recipe, sizes)
+    files += processed_room(request.recipe, checkpoint)
     check_folders(request.out, settings, files=files)
 
 
@@ -232,11 +238,20 @@ def _check_trainer(request: RunRequest, settings: Settings, checkpoint: Header) 
     for name, path in request.loras.items():
         if name not in starts:
             check_lora_layout(path)
-    _check_masks(request)
     if request.scripts.extra:
         script = SCRIPTS[detect(checkpoint).family].file
         options = list_options(kit.scripts(settings, threads=request.threads), script)
         check_extra(request.scripts.extra, options, script=script)
+
+
+def _check_target(request: RunRequest, checkpoint: Header) -> None:
+    """Refuse the semantic target for a checkpoint that predicts velocity: it changes the noise."""
+    for stage in request.recipe.trainings():
+        if stage.training.target is Target.SEMANTIC and parameterisation(checkpoint, request.model).velocity:
+            raise BadInput(
+                f"the training {stage.name!r} has the target 'semantic', but {request.checkpoint.name} "
+                "predicts velocity: choose the target 'pair'"
+            )
 
 
 def _check_masks(request: RunRequest) -> None:
@@ -302,6 +317,7 @@ def check_folders(out: Path, settings: Settings, *, report: bool = True, files: 
 
 
 def _wanted(request: RunRequest, *, control: bool) -> RunRequest:
+    request = request.written_out()
     return replace(request, recipe=with_control(request.recipe)) if control else request
 
 
@@ -314,6 +330,12 @@ def set_sizes(request: RunRequest) -> dict[str, tuple[Size, ...]]:
     """
     sizes: dict[str, tuple[Size, ...]] = {}
     for pictures in request.recipe.pictures:
+        if pictures.part_of:
+            whole = sizes[pictures.part_of]
+            places = [pictures.number - 1] if pictures.number else range(len(whole))
+            seen = [view.size for place in places for view in views_of(pictures, whole[place], place)]
+            sizes[pictures.name] = tuple(seen)
+            continue
         source = request.pictures[pictures.name]
         if isinstance(source, Edit):
             check_edit(source.name, source.parameters)
@@ -335,11 +357,15 @@ def _size(path: Path, fit: Fit) -> Size:
 def _check_pictures(request: RunRequest) -> dict[str, tuple[Size, ...]]:
     """``set_sizes``; refuses what cannot be trained on, and pairs that are none."""
     sizes = set_sizes(request)
-    for pictures in request.recipe.changed:
+    for pictures in request.recipe.given:
+        if not pictures.of:
+            continue
         a, b = request.pictures[pictures.of], request.pictures[pictures.name]
         _check_pairs(a, b, sizes[pictures.of], sizes[pictures.name])
     for stage in request.recipe.trainings():
-        generated = isinstance(request.pictures[stage.pictures], Generated)
+        if stage.concept.by_text:
+            continue
+        generated = isinstance(request.source_of(stage.pictures), Generated)
         _check_resolution(stage, sizes[stage.pictures], generated=generated)
     return sizes
 
@@ -413,8 +439,8 @@ def _check_captions(request: RunRequest) -> None:
         for prompt in stage.prompts
     }
     for stage in request.recipe.trainings():
-        for path in caption_files(request, stage):
-            for line in read_captions(path).splitlines() if path is not None else ():
+        for path, text in zip(caption_places(request, stage), caption_texts(request, stage), strict=True):
+            for line in text.splitlines():
                 if line.strip() in measured:
                     raise BadInput(
                         f"the caption {line.strip()!r} in {path} is also a prompt that the recipe measures "

@@ -135,6 +135,7 @@ def build_parser(version: type[argparse.Action]) -> Parser:
         algebra,
         captions,
         demo,
+        distill,
         jobs,
         pictures,
         recipes,
@@ -156,7 +157,7 @@ def build_parser(version: type[argparse.Action]) -> Parser:
     commands = Commands(
         parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     )
-    for module in (demo, run, tab, jobs, recipes, pictures, captions, algebra, trainer, upkeep):
+    for module in (demo, run, tab, jobs, recipes, pictures, distill, captions, algebra, trainer, upkeep):
         module.register(commands)
     return parser
 

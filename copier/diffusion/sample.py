@@ -91,7 +91,7 @@ def sample(
     step_done = _counter(stage, len(batches) * steps, guarded(observer))
     conditions, unconditional = encode_guided(model, prompts, negative, clip_skip=clip_skip)
     latents = [
-        _denoise(
+        denoise(
             model,
             starting_noise(seeds[batch], width, height),
             conditions.rows(batch),
@@ -143,7 +143,7 @@ def _check(prompts: Sequence[str], seeds: Sequence[int], steps: int, batch_size:
 
 
 @torch.no_grad()
-def _denoise(
+def denoise(
     model: DiffusionModel,
     latents: torch.Tensor,
     conditions: Conditions,
@@ -151,12 +151,14 @@ def _denoise(
     guidance: torch.Tensor,
     *,
     steps: int,
-    step_done: Callable[[], None],
-    cancel: CancelToken | None,
+    last: int | None = None,
+    step_done: Callable[[], None] = lambda: None,
+    cancel: CancelToken | None = None,
 ) -> torch.Tensor:
     """The latents after all steps; only the guided ones pass through the U-Net a second time.
 
-    Args: latents (n, 4, h, w); n conditions and one for the unconditional half; guidance (n,).
+    Args: latents (n, 4, h, w); n conditions and one for the unconditional half; guidance (n,); ``last`` ends
+    after so many of the ``steps``, with latents that are still noised.
     """
     ddim = scheduler(model.predicts)
     ddim.set_timesteps(steps)
@@ -167,7 +169,7 @@ def _denoise(
     if len(guided):
         conditions = joined([conditions, unconditional.repeated(len(guided))])
     added = conditions.added(latents.shape[-1] * LATENT_STRIDE, latents.shape[-2] * LATENT_STRIDE)
-    for timestep in ddim.timesteps:
+    for timestep in ddim.timesteps[:last]:
         if cancel:
             cancel.check()
         both = torch.cat([latents, latents[guided]])

@@ -101,6 +101,38 @@ def read_mask(path: str | os.PathLike[str]) -> Image.Image | None:
     return None if alpha.getextrema() == (255, 255) else alpha
 
 
+def change_mask(a: Picture, b: Picture, *, margin: int) -> Image.Image:
+    """Where A and B differ, and ``margin`` pixels around it: white, mode L; elsewhere black.
+
+    A pixel counts as changed above ``CHANGED``. The margin is a square's: what a change shows beyond its own
+    pixels, where the autoencoder looks at 8 of them at a time.
+
+    Raises:
+        BadPicture: they differ in size, or nowhere enough to show.
+    """
+    found = difference_map(a, b)
+    mask = found.magnitude > found.threshold
+    if not mask.any():
+        raise BadPicture(
+            f"A and B differ by at most {255 * found.maximum:.1f} of 255 levels: a mask of what changed "
+            "would be empty; make the edit stronger, or set pair_mask to false"
+        )
+    for axis in (0, 1):
+        mask = _widened(mask, margin, axis)
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def _widened(mask: npt.NDArray[np.bool_], margin: int, axis: int) -> npt.NDArray[np.bool_]:
+    """True where any of the ``margin`` places before or after along ``axis`` is."""
+    # How many are true up to a place: equal at both ends of a window that has none.
+    length = mask.shape[axis]
+    sums = np.insert(np.cumsum(mask, axis=axis), 0, 0, axis=axis)
+    places = np.arange(length)
+    last = sums.take(np.minimum(places + margin + 1, length), axis=axis)
+    first = sums.take(np.maximum(places - margin, 0), axis=axis)
+    return np.asarray(last > first)
+
+
 def check_same_names(a: Sequence[Path], b: Sequence[Path]) -> None:
     """Raise ``BadPicture`` unless files are paired: one B for each A, of the same name but for its ending.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from copier.algebra import arithmetic
+from copier.algebra.agreement import cosines
 from copier.algebra.approximation import Counted
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
@@ -113,6 +114,12 @@ def combine(
         observer=observer,
         cancel=cancel,
     )
+
+
+def agreement(loras: Sequence[FilePath], *, device: str = "cpu") -> list[list[float]]:
+    """The cosines of the deltas of LoRA files (``copier.algebra.agreement``); raises as ``combine``."""
+    with one_thread_each() as threads:
+        return cosines([source.weights for source in aligned(_read(loras, device, threads))])
 
 
 def _combine(

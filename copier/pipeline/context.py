@@ -17,6 +17,7 @@ from copier.pipeline.plan import Draws, Plan, PlannedStage, drawing_precision
 from copier.pipeline.store import Entry
 from copier.progress import CancelToken, Observer
 from copier.request import RunRequest
+from copier.training.client import Drawn
 from copier.training.protocol import (
     PicturesResult,
     ReconstructRequest,
@@ -28,7 +29,10 @@ from copier.training.sd_scripts import SavedSeen
 
 
 class Train(Protocol):
-    """Trains a LoRA: the builtin worker child, sd-scripts, or what stands for them."""
+    """Trains a LoRA: the builtin worker child, sd-scripts, or what stands for them.
+
+    sd-scripts asks ``on_saved`` whether to end, the builtin trainer ``on_drawn``.
+    """
 
     def __call__(
         self,
@@ -37,6 +41,7 @@ class Train(Protocol):
         observer: Observer,
         cancel: CancelToken,
         on_saved: SavedSeen | None = None,
+        on_drawn: Drawn | None = None,
     ) -> TrainResult: ...
 
 
@@ -88,6 +93,10 @@ class Context:
         return self.worker().sample(request, observer=self.observer, cancel=self.cancel)
 
 
+SizedRequest = tuple[SampleRequest, list[int]]
+"""A request for pictures of one size, and the places that they have among those of all sizes."""
+
+
 def reconstruct(context: Context, pictures: list[Picture]) -> None:
     """decode(encode(x)) of each picture into the stage's folder ``IDEAL``."""
     inputs = context.folder / "inputs"
@@ -111,20 +120,29 @@ def reconstruct(context: Context, pictures: list[Picture]) -> None:
 
 
 def draw_pictures(context: Context, draws: Draws, out: Path, loras: Sequence[tuple[Path, float]]) -> None:
-    """Draw the pictures of ``draws`` with these LoRAs into a new folder ``out``, in the sizes of ``like``.
+    """Draw the pictures of ``draws`` with these LoRAs into a new folder ``out``, in the sizes of ``like``."""
+    requests = draw_requests(context, draws, out, loras)
+    out.mkdir(parents=True)
+    for request, _ in requests:
+        context.sample(request)
+    gather(requests, out)
+
+
+def draw_requests(
+    context: Context, draws: Draws, out: Path, loras: Sequence[tuple[Path, float]]
+) -> list[SizedRequest]:
+    """What draws the pictures of ``draws`` with these LoRAs, into folders in ``out``.
 
     Of several sizes each is drawn as often (``shared_out``), by a request of its own.
     """
     sizes = shared_out(picture_sizes(context.done[draws.like]), len(draws.prompts))
-    out.mkdir(parents=True)
-    for size, places in by_size(sizes).items():
-        folder = out / f"{size[0]}x{size[1]}"
-        drawn = context.sample(
+    return [
+        (
             SampleRequest(
                 checkpoint=context.request.checkpoint,
                 prompts=tuple(draws.prompts[place] for place in places),
                 seeds=tuple(draws.seeds[place] for place in places),
-                out=folder,
+                out=out / f"{size[0]}x{size[1]}",
                 loras=tuple(loras),
                 steps=draws.steps,
                 guidance=tuple(draws.guidance[place] for place in places),
@@ -133,8 +151,16 @@ def draw_pictures(context: Context, draws: Draws, out: Path, loras: Sequence[tup
                 model=context.request.model,
                 precision=drawing_precision(context.request.recipe),
                 stage=context.stage.name,
-            )
+            ),
+            places,
         )
-        for place, path in zip(places, drawn.pictures, strict=True):
+        for size, places in by_size(sizes).items()
+    ]
+
+
+def gather(requests: Sequence[SizedRequest], out: Path) -> None:
+    """Put what was drawn for the requests into the folder ``out``, each picture at its place."""
+    for request, places in requests:
+        for place, path in zip(places, sorted(request.out.glob("*.png")), strict=True):
             path.rename(out / f"{place:04d}.png")
-        shutil.rmtree(folder)
+        shutil.rmtree(request.out)

@@ -11,9 +11,13 @@ from copier.images.sizes import Size, file_sizes
 from copier.pipeline.plan import Draws
 from copier.pipeline.store import Entry
 
+PICTURE_KINDS = ("original", "edited", "derived")
+"""Kinds of stages whose outcome is a set of pictures."""
 LORA = "lora.safetensors"
 LOSSES = "losses.json"
 """The loss of every step of a training, a JSON list."""
+MASKS = "masks"
+"""Folder of the masks that a training makes from its pairs."""
 IDEAL = "ideal"
 """Folder of the pictures decode(encode(x)) that a stage measured by."""
 
@@ -24,7 +28,7 @@ def picture_name(number: int) -> str:
 
 
 def picture_paths(entry: Entry) -> list[Path]:
-    """The pictures of a finished ``original`` or ``edited`` stage, in their order."""
+    """The pictures of a finished stage of one of ``PICTURE_KINDS``, in their order."""
     return sorted(entry.folder.glob("picture-*.png"))
 
 
@@ -41,7 +45,7 @@ def mask_paths(entry: Entry) -> list[Path | None]:
 
 def shown_pictures(entry: Entry, most: int = 6) -> list[Path]:
     """A few of a finished stage's pictures, to be looked at: of several weights the first of each."""
-    if entry.record.kind in ("original", "edited"):
+    if entry.record.kind in PICTURE_KINDS:
         return picture_paths(entry)[:most]
     if entry.record.kind != "draw":
         return []
@@ -51,12 +55,12 @@ def shown_pictures(entry: Entry, most: int = 6) -> list[Path]:
 
 
 def picture_sizes(entry: Entry) -> list[Size]:
-    """The sizes of the pictures of a finished ``original`` or ``edited`` stage."""
+    """The sizes of the pictures of a finished stage of one of ``PICTURE_KINDS``."""
     return file_sizes(picture_paths(entry))
 
 
 def load_set(entry: Entry) -> list[Picture]:
-    """The pictures of a finished ``original`` or ``edited`` stage, each in its size."""
+    """The pictures of a finished stage of one of ``PICTURE_KINDS``, each in its size."""
     return [load_picture(path) for path in picture_paths(entry)]
 
 

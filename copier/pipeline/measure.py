@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from copier.evaluation.effect import ChangeResult, StripResult, change_strip, effect_strip, to_pairs
@@ -11,7 +12,7 @@ from copier.images.effects import EFFECTS, Picture, effect_parameters
 from copier.pipeline.files import IDEAL, load_folder, load_set, plain_pictures, strip_pictures
 from copier.pipeline.plan import Plan, PlannedStage
 from copier.pipeline.store import Entry
-from copier.recipe import EvaluateStage
+from copier.recipe import CombineStage, EvaluateStage
 from copier.request import Edit, RunRequest
 
 CEILING_WEIGHT = 1.0
@@ -52,6 +53,23 @@ def closeness_result(done: Done, stage: PlannedStage, folder: Path) -> Closeness
         load_set(done[stage.needs["a"]]),
         load_set(done[stage.needs["set"]]),
     )
+
+
+def disagreements(spec: CombineStage, cosines: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """A sentence on each two terms of a sum whose deltas have a cosine below the stage's ``agreement``.
+
+    ``cosines`` are those of the LoRAs; a weight below 0 turns its term's change round.
+    """
+    terms, found = spec.terms, []
+    for i, row in enumerate(cosines):
+        for j in range(i):
+            cosine = math.copysign(1.0, terms[i].weight * terms[j].weight) * row[j]
+            if cosine < spec.agreement:
+                found.append(
+                    f"{terms[j].lora} and {terms[i].lora} disagree: the cosine of their changes is "
+                    f"{cosine:.2f}, below {spec.agreement:g}; look at their pictures, and leave one out"
+                )
+    return tuple(found)
 
 
 def strip_figures(

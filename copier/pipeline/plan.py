@@ -15,6 +15,7 @@ from typing import Any
 from copier.codec import spec_to_json
 from copier.digest import json_digest
 from copier.errors import BadInput
+from copier.fields import LARGEST_SEED
 from copier.images.effects import effect_parameters
 from copier.model_options import ModelOptions
 from copier.recipe import (
@@ -30,6 +31,7 @@ from copier.recipe import (
     Recipe,
     ResizeStage,
     StageSpec,
+    SumRoute,
     TrainingSpec,
     TrainStage,
 )
@@ -38,6 +40,7 @@ from copier.request import Edit, Fit, Generated, PictureFiles, RunRequest
 VERSIONS = {
     "original": 2,
     "edited": 2,
+    "derived": 1,
     "file": 1,
     "train": 1,
     "draw": 1,
@@ -50,11 +53,14 @@ VERSIONS = {
 }
 """Kinds of planned stages; a number rises when the kind's outcome changes for equal ingredients."""
 
-LATER_FIELDS = ("optimiser_arguments", "fp8_base", "masked_loss")
+LATER_FIELDS = ("optimiser_arguments", "fp8_base", "masked_loss", "pair_mask", "mask_margin", "target", "eta")
 """Fields of a training that are younger than the keys in people's caches.
 
 With its default such a field is left out of the key, which is then the one that the training always had.
 """
+
+CHECK_SEEDS = 500_000
+"""Added to the gate's seeds for the pictures of a check that draws its own."""
 
 SMALLEST_SIDE = 128
 """Side of a generated original where neither the request nor the recipe says one, in pixels."""
@@ -183,6 +189,11 @@ class _Builder:
 
     def pictures(self, spec: PictureSet) -> None:
         """Add the stage that draws, makes or takes over a set of pictures."""
+        if spec.part_of:
+            names = ("number", "views", "nearest", "views_seed") if spec.views else ("number",)
+            made = {name: getattr(spec, name) for name in names}
+            self._put(spec.name, "derived", made, {"set": spec.part_of})
+            return
         source = self.request.pictures[spec.name]
         kind = "edited" if spec.of else "original"
         masks = {"masks": True} if _masked(self.request, spec) else {}
@@ -218,9 +229,11 @@ class _Builder:
         elif isinstance(stage, CombineStage):
             needs = {f"lora{i}": term.lora for i, term in enumerate(stage.terms)}
             numbers = {
-                "weights": [term.weight for term in stage.terms],
+                "weights": list(stage.weights),
                 "ranks": spec_to_json(stage.ranks),
             }
+            if stage.route is not SumRoute.FACTORS:
+                numbers |= {"route": stage.route.value, "checkpoint": self.checkpoint}
             self._put(stage.name, "combine", numbers, needs, stage)
         elif isinstance(stage, ResizeStage):
             needs = {"lora": stage.lora}
@@ -229,7 +242,10 @@ class _Builder:
             self._evaluate(stage)
 
     def _train(self, stage: TrainStage) -> None:
-        needs = {"set": stage.pictures, **_base_needs(stage.base)}
+        needs = {"set": stage.pictures} if stage.pictures else {}
+        needs |= _base_needs(stage.base)
+        if stage.training.of_pairs:
+            needs["original"] = self.request.recipe.original_of(stage.pictures)
         if stage.start:
             needs["start"] = stage.start
         numbers: dict[str, Any] = {
@@ -246,11 +262,13 @@ class _Builder:
             numbers["extra"] = json_digest(list(self.request.scripts.extra))
         if stage.check_every:
             gate = self.request.recipe.gate_of(stage)
-            needs["base_pictures"] = self._draw(f"{gate.name}.base", self._gate_draws(gate))
+            needs["base_pictures"] = self._check_draws(stage, gate)
             numbers["check"] = {"every": stage.check_every, "seeds": list(gate.seeds), **_limits(gate)}
-        captions = caption_files(self.request, stage)
+        if stage.concept.by_text:
+            numbers |= {"concept": spec_to_json(stage.concept), "side": stage.training.resolution}
+        captions = caption_texts(self.request, stage)
         if any(captions):
-            numbers["captions"] = ["" if path is None else read_captions(path) for path in captions]
+            numbers["captions"] = list(captions)
         self._put(stage.name, "train", numbers, needs, stage)
 
     def _gate(self, stage: GateStage) -> None:
@@ -265,6 +283,29 @@ class _Builder:
         else:
             needs |= {"base": self._draw(f"{stage.name}.base", common)}
             self._put(stage.name, "gate", {**self.model, **limits}, needs, stage)
+
+    def _check_draws(self, stage: TrainStage, gate: GateStage) -> str:
+        """The base's pictures for the checks on the way; those of the gate, unless the stage asks for fewer.
+
+        The fewer have seeds of their own: what ends a training must not be what judges it.
+        """
+        common = self._gate_draws(gate)
+        steps = stage.check_sampling_steps or gate.sampling_steps
+        count = stage.check_pictures
+        if (count, steps) == (0, gate.sampling_steps):
+            return self._draw(f"{gate.name}.base", common)
+        places = range(count or len(common.prompts))
+        seeds = tuple(common.seeds[i % len(common.seeds)] + CHECK_SEEDS for i in places)
+        return self._draw(
+            f"{stage.name}.base",
+            replace(
+                common,
+                prompts=tuple(common.prompts[i % len(common.prompts)] for i in places),
+                seeds=tuple(seed % LARGEST_SEED for seed in seeds),
+                guidance=tuple(common.guidance[i % len(common.guidance)] for i in places),
+                steps=steps,
+            ),
+        )
 
     def _gate_draws(self, stage: GateStage) -> Draws:
         original = self.request.recipe.original_of(stage.pictures)
@@ -320,7 +361,7 @@ class _Builder:
             "multipliers": [weight for _, weight in loras],
             "weights": list(weights),
         }
-        like = self.request.pictures[draws.like]
+        like = self.request.pictures.get(draws.like)
         if isinstance(like, Generated):
             # Only the size of the originals matters here, and a generated one's is known.
             numbers["side"] = original_side(self.request.recipe, like)
@@ -353,7 +394,10 @@ def _masked(request: RunRequest, spec: PictureSet) -> bool:
     if request.files_of(spec.name) is None:
         return False  # what is drawn has none
     names = {spec.name, *(one.name for one in request.recipe.pictures if one.of == spec.name)}
-    return any(stage.training.masked_loss and stage.pictures in names for stage in request.recipe.trainings())
+    return any(
+        stage.training.masked_loss and request.recipe.given_for(stage.pictures) in names
+        for stage in request.recipe.trainings()
+    )
 
 
 def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[str, Any]:
@@ -371,7 +415,22 @@ def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[s
 def _training_numbers(training: TrainingSpec) -> dict[str, Any]:
     default = TrainingSpec()
     same = [name for name in LATER_FIELDS if getattr(training, name) == getattr(default, name)]
-    return _without(spec_to_json(training), *same)
+    numbers = _without(spec_to_json(training), *same)
+    # What captions keep shows in their texts, which are in the key.
+    return {**numbers, "captions": _without(numbers["captions"], "kept", "keep")}
+
+
+def caption_texts(request: RunRequest, stage: TrainStage) -> tuple[str, ...]:
+    """What the stage is told of each picture, for the caption policy ``files``; else nothing.
+
+    A caption file that is not there counts as an empty one.
+
+    Raises:
+        BadInput: a caption file cannot be read.
+    """
+    files = caption_files(request, stage)
+    texts = ["" if path is None else read_captions(path) for path in files]
+    return tuple(stage.training.captions.reduced(texts))
 
 
 def caption_files(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:
@@ -405,7 +464,7 @@ def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None,
         return ()
     files = request.files_of(stage.pictures)
     if files is None:
-        return (None,)
+        return (None,) * request.count_of(stage.pictures)
     return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in files.paths)
 
 

@@ -16,6 +16,7 @@ _LONGEST = 24
 _REUSED = {
     "original": "same prompt, seed and model, or same files",
     "edited": "same originals and edit, or same files",
+    "derived": "same pictures and views",
     "file": "same file",
     "train": "same pictures, model and settings",
     "draw": "same prompts, seeds, model and LoRA",

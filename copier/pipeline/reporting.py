@@ -39,6 +39,7 @@ from copier.pipeline.files import (
 )
 from copier.pipeline.measure import (
     closeness_result,
+    disagreements,
     gate_result,
     known_edit,
     original_figures,
@@ -46,7 +47,7 @@ from copier.pipeline.measure import (
 )
 from copier.pipeline.plan import Draws, PlannedStage
 from copier.pipeline.runner import FinishedRun
-from copier.recipe import EvaluateStage, GateStage
+from copier.recipe import CombineStage, EvaluateStage, GateStage
 from copier.request import Edit, Generated
 from copier.version import program
 
@@ -89,7 +90,7 @@ def report_data(
     """
     first = runs[0]
     original = first.request.recipe.original_of(_evaluation(first).pictures)
-    a = first.request.pictures[original]
+    a = first.request.source_of(original)
     gates = {stage.name: _gate(first, stage) for stage in first.plan.stages if stage.kind == "gate"}
     shared = {
         stage.key
@@ -137,7 +138,7 @@ def _badness(gate: GateReport) -> tuple[bool, float]:
 def _notes(run: FinishedRun) -> tuple[str, ...]:
     """What the report does not show of the run's pictures."""
     notes = []
-    counts = {one.name: len(picture_paths(run.entries[one.name])) for one in run.request.recipe.pictures}
+    counts = {one.name: len(picture_paths(run.entries[one.name])) for one in run.request.recipe.given}
     several = [f"{name} has {count} pictures" for name, count in counts.items() if count > 1]
     if several:
         notes.append(f"Of every set of pictures the first one is shown: {', '.join(several)}.")
@@ -147,6 +148,11 @@ def _notes(run: FinishedRun) -> tuple[str, ...]:
             f"The originals have several sizes: {sizes_text(sizes)}. So have the pictures that were drawn, "
             "and each is compared with originals of its size."
         )
+    notes += _notes_on_sums(run)
+    for one in run.request.recipe.pictures:
+        if one.views and not one.of:
+            places = "; ".join(run.entries[one.name].record.outcome["views"])
+            notes.append(f"{one.name} are {one.views} views of each picture of {one.part_of}: {places}.")
     shown = _evaluation(run)
     others = [
         stage.name
@@ -156,6 +162,22 @@ def _notes(run: FinishedRun) -> tuple[str, ...]:
     if others:
         notes.append(f"The evaluation {shown.name!r} is shown; there are others: {', '.join(others)}.")
     return tuple(notes)
+
+
+def _notes_on_sums(run: FinishedRun) -> list[str]:
+    """How alike the LoRAs of each sum are, and which of them disagree."""
+    notes = []
+    for one in run.stages:
+        cosines = one.entry.record.outcome.get("cosines", ())
+        if not isinstance(one.stage.spec, CombineStage) or len(cosines) < 2:
+            continue
+        found = [value for i, row in enumerate(cosines) for value in row[:i]]
+        notes.append(
+            f"{one.stage.name} adds {len(cosines)} LoRAs; the cosines of their changes are "
+            f"{min(found):.2f} to {max(found):.2f}."
+        )
+        notes += [f"{text}." for text in disagreements(one.stage.spec, cosines)]
+    return notes
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -174,7 +196,7 @@ def _summary(run: FinishedRun, count: int) -> str:
     recipe = run.request.recipe
     controls = {stage.control for stage in recipe.stages if isinstance(stage, EvaluateStage)}
     trained = ", then ".join(
-        f"{stage.training.steps} steps on {stage.pictures.upper()}"
+        f"{stage.training.steps} steps on {stage.pictures.upper() or 'text alone'}"
         for stage in recipe.trainings()
         if stage.name not in controls
     )

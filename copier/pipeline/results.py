@@ -124,6 +124,8 @@ def publish_run(
     out, stem = run.request.out, file_stem(run)
     published: dict[str, Path] = {}
     for pictures in run.request.recipe.pictures:
+        if pictures.number:
+            continue  # one of a set that is published whole
         name = f"{stem}-{pictures.name}" if pictures.of else pictures.name
         sources = picture_paths(run.entries[pictures.name])
         names = [f"{name}.png"] if len(sources) == 1 else [f"{name}-{i + 1}.png" for i in range(len(sources))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from copier.captioning import Policy
 from copier.digest import file_digest
 from copier.errors import BadInput, BadPicture
 from copier.evaluation.effect import target
 from copier.images.effects import apply_effect, to_array
-from copier.images.pairs import check_pair, check_size, fitted, read_mask, read_picture
+from copier.images.framing import seen, views_of
+from copier.images.pairs import change_mask, check_pair, check_size, fitted, read_mask, read_picture
 from copier.images.sizes import by_size
-from copier.ops.combine import combine, difference
+from copier.ops.combine import agreement, combine, difference
 from copier.ops.lora_file import read_lora
+from copier.ops.processed import combine_by_checkpoint
 from copier.ops.report import OperationReport
 from copier.ops.resize import resize
 from copier.pipeline.context import Context, draw_pictures, reconstruct
@@ -31,6 +35,8 @@ from copier.pipeline.files import (
     IDEAL,
     LORA,
     LOSSES,
+    MASKS,
+    load_picture,
     mask_name,
     mask_paths,
     picture_name,
@@ -41,6 +47,7 @@ from copier.pipeline.files import (
 from copier.pipeline.measure import (
     CEILING_WEIGHT,
     closeness_result,
+    disagreements,
     gate_result,
     has_ceiling,
     known_edit,
@@ -61,7 +68,10 @@ from copier.recipe import (
     GateStage,
     RankMethod,
     RankPolicy,
+    Recipe,
     ResizeStage,
+    SumRoute,
+    Trainer,
     TrainStage,
 )
 from copier.request import Edit, Generated, PictureFiles
@@ -120,6 +130,24 @@ def edited(context: Context) -> Json:
     return _save(context, images, masks)
 
 
+def derived(context: Context) -> Json:
+    """Take one picture of another set, or views of all of them; a mask is cut like its picture."""
+    spec = context.request.recipe.picture_set(context.stage.name)
+    paths, masks = picture_paths(context.needed("set")), mask_paths(context.needed("set"))
+    places = [spec.number - 1] if spec.number else range(len(paths))
+    images: list[Image.Image] = []
+    cut: list[Image.Image | None] = []
+    shown: list[str] = []
+    for place in places:
+        picture, path = read_picture(paths[place]), masks[place]
+        mask = None if path is None else read_picture(path).convert("L")
+        for view in views_of(spec, picture.size, place):
+            images.append(seen(picture, view))
+            cut.append(mask and seen(mask, view))
+            shown.append(str(view))
+    return {**_save(context, images, cut), **({"views": shown} if spec.views else {})}
+
+
 def _masks(context: Context, role: str) -> list[Path | None]:
     """The masks of the set needed in that role, where this stage has to do with masks."""
     return mask_paths(context.needed(role)) if context.masked else []
@@ -169,32 +197,66 @@ def take_over_lora(context: Context) -> Json:
 
 
 def train(context: Context) -> Json:
-    """Train a LoRA on a set of pictures."""
+    """Train a LoRA on a set of pictures, or on a concept's prompts."""
     stage = context.stage.spec
     assert isinstance(stage, TrainStage)
+    request, stop = _train_request(context, stage), None
+    if stage.check_every:
+        stop = EarlyStop(context, context.request.recipe.gate_of(stage))
+        if context.request.recipe.trainer is Trainer.BUILTIN:
+            request = replace(request, check=stop.prepare())
     result = context.trainer(
-        TrainRequest(
-            checkpoint=context.request.checkpoint,
-            pictures=tuple(picture_paths(context.needed("set"))),
-            output=context.folder / LORA,
-            training=stage.training,
-            captions=_captions(context, stage),
-            masks=tuple(mask_paths(context.needed("set"))) if stage.training.masked_loss else (),
-            base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
-            start=context.lora("start") if stage.start else None,
-            save_every=stage.check_every,
-            model=context.request.model,
-            stage=context.stage.name,
-        ),
+        request,
         observer=context.observer,
         cancel=context.cancel,
-        on_saved=EarlyStop(context, context.request.recipe.gate_of(stage)) if stage.check_every else None,
+        on_saved=stop.saved if stop else None,
+        on_drawn=stop.drawn if stop else None,
     )
-    shutil.rmtree(context.folder / IDEAL, ignore_errors=True)  # of an early stop's checks
+    for name in (IDEAL, MASKS):  # of an early stop's checks, and of the pairs
+        shutil.rmtree(context.folder / name, ignore_errors=True)
     write_point("losses-write")
     (context.folder / LOSSES).write_text(json.dumps(list(result.losses)), encoding="utf-8")
     measured = {} if result.memory is None else {"memory": result.memory}
     return {"steps": len(result.losses), "seconds": result.seconds, **measured}
+
+
+def _train_request(context: Context, stage: TrainStage) -> TrainRequest:
+    of_pairs = "original" in context.stage.needs
+    return TrainRequest(
+        checkpoint=context.request.checkpoint,
+        pictures=tuple(picture_paths(context.needed("set"))) if stage.pictures else (),
+        output=context.folder / LORA,
+        training=stage.training,
+        captions=_captions(context, stage),
+        originals=tuple(picture_paths(context.needed("original"))) if of_pairs else (),
+        masks=_training_masks(context, stage),
+        concept=stage.concept if stage.concept.by_text else None,
+        base=tuple((context.lora(f"base{i}"), base.multiplier) for i, base in enumerate(stage.base)),
+        start=context.lora("start") if stage.start else None,
+        save_every=stage.check_every,
+        model=context.request.model,
+        stage=context.stage.name,
+    )
+
+
+def _training_masks(context: Context, stage: TrainStage) -> tuple[Path | None, ...]:
+    """Where the loss counts: as the pictures' alpha says, or where those of a pair differ."""
+    if stage.training.masked_loss:
+        return tuple(mask_paths(context.needed("set")))
+    if not stage.training.pair_mask:
+        return ()
+    folder = context.folder / MASKS
+    folder.mkdir()
+    masks = _pair_masks(context.needed("original"), context.needed("set"), stage.training.mask_margin)
+    places = [folder / mask_name(number) for number in range(1, len(masks) + 1)]
+    for mask, place in zip(masks, places, strict=True):
+        mask.save(place)
+    return tuple(places)
+
+
+def _pair_masks(originals: Entry, changed: Entry, margin: int) -> list[Image.Image]:
+    pairs = zip(picture_paths(originals), picture_paths(changed), strict=True)
+    return [change_mask(load_picture(a), load_picture(b), margin=margin) for a, b in pairs]
 
 
 def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
@@ -202,10 +264,12 @@ def _captions(context: Context, stage: TrainStage) -> tuple[str, ...]:
     if stage.training.captions.policy is not CaptionPolicy.FILES:
         return ()
     places = caption_places(context.request, stage)
+    everything = stage.training.captions.kept is Policy.ALL
     texts = tuple(context.stage.ingredients.get("captions", ("",) * len(places)))
     for place, text in zip(places, texts, strict=True):
         if not text:
-            why = "the original is drawn" if place is None else f"there is no text in a caption file {place}"
+            kept = "there is no text in" if everything else "nothing is kept of"
+            why = "the original is drawn" if place is None else f"{kept} a caption file {place}"
             message = f"trains with an empty caption: {why}"
             context.observer(ProgressEvent(context.stage.name, message=message))
     return texts
@@ -262,8 +326,31 @@ def run_combine(context: Context) -> Json:
     """Add LoRAs by their weights, and truncate the result as the stage's rank policy says."""
     spec = context.stage.spec
     assert isinstance(spec, CombineStage)
-    terms = [(context.lora(f"lora{i}"), term.weight) for i, term in enumerate(spec.terms)]
-    return _sum(context, partial(combine, terms), spec.ranks)
+    terms = [(context.lora(f"lora{i}"), weight) for i, weight in enumerate(spec.weights)]
+    if spec.route is SumRoute.FACTORS:
+        outcome = _sum(context, partial(combine, terms), spec.ranks)
+    else:
+        outcome = _by_checkpoint(context, terms, spec)
+    found = agreement([path for path, _ in terms])
+    for text in disagreements(spec, found):
+        context.observer(ProgressEvent(context.stage.name, message=text))
+    return {**outcome, "cosines": found}
+
+
+def _by_checkpoint(context: Context, terms: Sequence[tuple[Path, float]], spec: CombineStage) -> Json:
+    exact = spec.ranks.method is RankMethod.EXACT
+    report = combine_by_checkpoint(
+        context.request.checkpoint,
+        terms,
+        context.folder / LORA,
+        work=context.folder,
+        processed=spec.route.value.removeprefix("checkpoint-"),
+        dtype="fp32",
+        observer=context.observer,
+        cancel=context.cancel,
+        **({} if exact else rank_arguments(spec.ranks)),
+    )
+    return {"residual": report.residual}
 
 
 def _sum(context: Context, add: Callable[..., OperationReport], ranks: RankPolicy) -> Json:
@@ -317,14 +404,19 @@ def evaluate(context: Context) -> Json:
     return outcome
 
 
-def check_the_pairs(done: Mapping[str, Entry], original: str, changed: str) -> None:
-    """Raise ``BadPicture`` unless the sets of those names make pairs; before anything is trained."""
+def check_the_pairs(done: Mapping[str, Entry], recipe: Recipe, changed: str) -> None:
+    """Raise ``BadPicture`` unless the set of that name makes pairs with its originals, and masks where they
+    are wanted; before anything is trained."""
+    original = recipe.original_of(changed)
     pairs = zip(picture_paths(done[original]), picture_paths(done[changed]), strict=True)
     for first, second in pairs:
         with Image.open(first) as a, Image.open(second) as b:
             check_pair(a, b)
             if np.array_equal(to_array(a), to_array(b)):
                 raise BadPicture("A and B are identical: there is nothing to learn; edit B")
+    for stage in recipe.trainings():
+        if stage.training.pair_mask and stage.pictures == changed:
+            _pair_masks(done[original], done[changed], stage.training.mask_margin)
 
 
 def _figures_json(figures: Any) -> Json:
@@ -335,6 +427,7 @@ def _figures_json(figures: Any) -> Json:
 KINDS: Mapping[str, Callable[[Context], Json]] = {
     "original": original,
     "edited": edited,
+    "derived": derived,
     "file": take_over_lora,
     "train": train,
     "draw": draw,

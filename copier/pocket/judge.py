@@ -19,6 +19,8 @@ FRAME = 10
 SHAPE_THRESHOLD = 14.0
 """Distance from the background, in CIE Lab, from which a pixel belongs to the shape."""
 TEMPLATE = 48
+_DARK = 0.35
+_ALIKE = 45.0
 ANGLES = (-12, -6, 0, 6, 12)
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 _SRGB_TO_XYZ = np.array(
@@ -78,6 +80,35 @@ def judge(picture: np.ndarray) -> Verdict:
         inside = _eroded(mask, 2)
     colour = nearest_colour(np.median(picture[inside if inside.any() else mask], axis=0))
     return Verdict(_shape(mask), colour, background)
+
+
+def outlined(picture: np.ndarray) -> float:
+    """Luminance of the shape's rim over that of its inside: low where it is outlined, near 1 where it is not.
+
+    Of each the ``_DARK`` quantile, which an ornament lighter than the shape does not reach; luminance as in
+    IEC 61966-2-1, of sRGB values. 1 where there is no shape.
+    """
+    mask = shape_mask(picture)
+    inside, rim = _eroded(mask, 6), mask & ~_eroded(mask, 3)
+    if not inside.any():
+        return 1.0
+    light = picture @ np.array([0.2126, 0.7152, 0.0722])
+    return float(np.quantile(light[rim], _DARK) / max(1e-3, np.quantile(light[inside], _DARK)))
+
+
+def dressed(picture: np.ndarray, colour: str, ornament: np.ndarray) -> tuple[float, float]:
+    """Shares of the shape's pixels in the palette's ``colour``, and in the ornament's sRGB (3,).
+
+    A pixel has the nearer of the two, or neither where both are farther than ``_ALIKE`` in CIE Lab.
+    """
+    inside = _eroded(shape_mask(picture), 2)
+    if not inside.any():
+        return 0.0, 0.0
+    points = lab(picture[inside])
+    far = [np.linalg.norm(points - lab(one), axis=-1) for one in (np.array(COLOURS[colour]) / 255, ornament)]
+    body = (far[0] <= far[1]) & (far[0] < _ALIKE)
+    worn = (far[1] < far[0]) & (far[1] < _ALIKE)
+    return float(body.mean()), float(worn.mean())
 
 
 def _background(picture: np.ndarray) -> np.ndarray:

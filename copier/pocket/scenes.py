@@ -54,6 +54,9 @@ JITTER = 10
 LINE = 3.0
 """Width of the shape's outline in pixels at 128 px."""
 
+ORNAMENTS = ("belt", "cap", "spots")
+"""What characters wear. The checkpoint was never trained on any: a LoRA has to bring them."""
+
 _OVERSAMPLING = 4
 _HELD_OUT_MODULUS = 11
 
@@ -76,6 +79,7 @@ class Scene:
     angle: float = 0.0
     shape_rgb: tuple[int, int, int] | None = None
     background_rgb: tuple[int, int, int] | None = None
+    ornament: str | None = None
 
 
 def _vertices(shape: str) -> np.ndarray:
@@ -150,6 +154,9 @@ def render(scene: Scene, size: int = SIZE) -> np.ndarray:
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size
     colour = _rgb(scene.colour, scene.shape_rgb)
     background = _rgb(scene.background, scene.background_rgb)
+    if scene.ornament:
+        worn = _ornament(scene, xs, ys)[..., None]
+        colour = colour * (1.0 - worn) + ornament_rgb(scene.colour) * worn
     # Light comes from the upper left: -1 at the far rim, +1 at the near one.
     light = ((scene.x - xs) + (scene.y - ys)) / (1.4 * scene.radius)
     if scene.style == "3d":
@@ -164,6 +171,24 @@ def render(scene: Scene, size: int = SIZE) -> np.ndarray:
     picture = np.clip(background * (1.0 - cover) + body * cover, 0.0, 1.0).astype(np.float32)
     effect = _STYLE_EFFECTS.get(scene.style or "")
     return EFFECTS[effect].function(picture) if effect else picture
+
+
+def ornament_rgb(colour: str) -> np.ndarray:
+    """sRGB in [0, 1] of what a character of that colour wears: black on a light one, else yellow."""
+    light = np.dot(_rgb(colour, None), (0.2126, 0.7152, 0.0722)) > 0.55
+    return _rgb("black" if light else "yellow", None)
+
+
+def _ornament(scene: Scene, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Coverage of the ornament, before the shape cuts it: 0 or 1 at each place (units of the side)."""
+    across, down = (xs - scene.x) / scene.radius, (ys - scene.y) / scene.radius
+    if scene.ornament == "belt":
+        worn = np.abs(down - 0.1) < 0.2
+    elif scene.ornament == "cap":
+        worn = down < -0.3
+    else:
+        worn = np.hypot((across + 1.25) % 0.5 - 0.25, (down + 1.25) % 0.5 - 0.25) < 0.13
+    return worn.astype(np.float32)
 
 
 def caption(scene: Scene) -> str:

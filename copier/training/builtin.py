@@ -3,51 +3,81 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from copier.diffusion import schedule
 from copier.diffusion.model import DiffusionModel
-from copier.diffusion.pictures import LATENT_STRIDE, encode_pictures
-from copier.diffusion.prompts import Conditions, encode_prompts, encode_tokens, joined, tokenize
+from copier.diffusion.pictures import encode_pictures
 from copier.errors import BadInput, TrainingFailed
 from copier.images.effects import Pictures
-from copier.images.sizes import by_size, largest, size_of
+from copier.images.sizes import by_size, largest, size_of, sizes_text
 from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge_modules import merge_into_modules
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
-from copier.recipe import LossWeighting, Precision, TrainingSpec
+from copier.recipe import ConceptSpec, Precision, TrainingSpec
 from copier.training.captions import CaptionSource
+from copier.training.concept import ConceptObjective
 from copier.training.lora_modules import LoraModules, lora_metadata
-from copier.training.optimiser import build_optimiser, learning_rate, with_available_optimiser
+from copier.training.objectives import (
+    Contexts,
+    Objective,
+    PictureLatents,
+    PictureObjective,
+    latent_mask,
+    loss_weights,
+    noise_schedule,
+    pass_loss,
+    predicted,
+    random_stream,
+)
+from copier.training.optimiser import Rates, build_optimiser, with_available_optimiser
 
 log = logging.getLogger(__name__)
 
 LARGEST_GRADIENT = 1.0
 """Norm to which gradients are clipped, sd-scripts' default."""
 FIRST_LOSS_SCALE = 2.0**12
-CONTEXT_CACHE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """Asks every ``every`` steps whether what was trained so far is enough.
+
+    ``passed`` is called with the number of steps, while the model has the LoRA in it.
+    """
+
+    every: int
+    passed: Callable[[int], bool]
+
+    def due(self, step: int, rates: Rates) -> bool:
+        """Whether to ask after ``step`` steps: not at the end, and not again while the rate falls."""
+        return step % self.every == 0 and step < rates.steps and not rates.falling
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """What is trained, apart from the numbers of the ``TrainingSpec``.
 
-    ``captions`` are the texts of the caption files (policy ``files``); ``base`` are LoRA files with
-    multipliers, merged into the checkpoint in memory first; ``start`` is a LoRA file to go on from;
-    ``precision`` is that of the written file.
+    ``captions`` are the texts of the caption files (policy ``files``); ``originals`` what the pictures are
+    changes of, in their order and sizes, for targets that need them; ``masks``, (height, width) in [0, 1],
+    where the loss counts; ``base`` are LoRA files with multipliers, merged into the checkpoint in memory
+    first; ``start`` is a LoRA file to go on from; ``concept`` is what is trained where there are no
+    pictures; ``check`` may end the training early; ``precision`` is that of the written file.
     """
 
     output: Path
     captions: Sequence[str] = ()
+    originals: Pictures | None = None
+    masks: Pictures | None = None
+    concept: ConceptSpec | None = None
+    check: Check | None = None
     base: Sequence[tuple[Path, float]] = ()
     start: Path | None = None
     metadata: Mapping[str, str] | None = None
@@ -67,7 +97,7 @@ class Training:
 def train(
     model: DiffusionModel,
     spec: TrainingSpec,
-    pictures: Pictures,
+    pictures: Pictures | None,
     job: TrainingJob,
     *,
     observer: Observer = ignore,
@@ -75,12 +105,12 @@ def train(
 ) -> Training:
     """Train a LoRA on ``pictures``, float32 (h, w, 3) in [0, 1] each, and write it to ``job.output``.
 
-    They may have several sizes: a batch is of one of them, and each picture comes as often. The model is
-    afterwards, also after a failure, what it was before, bit for bit. The same arguments give the same
-    file (on the CPU; with the same number of threads). Noise, timesteps, order of the pictures, captions
-    and the LoRA's start come from random streams of their own, all on the CPU: changing one setting
-    leaves the others' draws alone. ``spec.resolution`` and ``spec.precision`` are the caller's business:
-    the pictures have their size, the model its dtype.
+    Where there are none, ``job.concept`` is trained, by text alone. They may have several sizes: a batch is
+    of one of them, and each picture comes as often. The model is afterwards, also after a failure, what it
+    was before, bit for bit. The same arguments give the same file (on the CPU; with the same number of
+    threads). Noise, timesteps, order of the pictures, captions and the LoRA's start come from random streams
+    of their own, all on the CPU: changing one setting leaves the others' draws alone. ``spec.resolution`` and
+    ``spec.precision`` are the caller's business: the pictures have their size, the model its dtype.
 
     Raises:
         BadInput, BadPicture, BadCheckpoint: something given cannot be used; nothing was trained.
@@ -96,22 +126,21 @@ def train(
         observer(ProgressEvent(job.stage, 0, spec.steps, message=message))
 
     spec = with_available_optimiser(spec, model.device.type, note)
-    captions = CaptionSource(spec.captions, job.captions, pictures=len(pictures), seed=spec.seed)
     start = read_lora(job.start).weights if job.start is not None else None
     with contextlib.ExitStack() as stack:
         for path, multiplier in job.base:
             weights = read_lora(path).weights
             stack.enter_context(merge_into_modules(model.weight_of, weights, multiplier))
-        latents = _encoded(model, pictures, cancel)
+        latents = None if pictures is None else _latents(model, pictures, job, cancel)
         lora = stack.enter_context(
             LoraModules(model, spec, random_stream(spec.seed, "start"))
         )
         if start is not None:
             lora.start_from(start)
-        contexts = Contexts(model, captions, live=spec.text_encoder, clip_skip=job.clip_skip)
+        objective = _objective(model, spec, latents, lora, job, cancel)
         if spec.gradient_checkpointing:
             stack.enter_context(_checkpointing(model, text_encoder=spec.text_encoder))
-        losses = _run(model, spec, latents, captions, contexts, lora, job.stage, observer, cancel)
+        losses = _run(model, spec, objective, lora, job.stage, job.check, observer, cancel)
         trained = lora.weights()
     cancel.check()
     metadata = lora_metadata(
@@ -121,114 +150,11 @@ def train(
         checkpoint=model.path.name,
         family=model.family,
         velocity=model.velocity,
-        side=largest(size_of(picture) for picture in pictures),
-        extra=job.metadata or {},
+        side=(spec.resolution,) * 2 if pictures is None else largest(map(size_of, pictures)),
+        extra={"ss_steps": str(len(losses)), **(job.metadata or {})},
     )
     write_lora(job.output, trained, metadata, dtype=job.precision.value)
     return Training(tuple(losses), time.monotonic() - started)
-
-
-def random_stream(seed: int, name: str) -> torch.Generator:
-    """A generator on the CPU for one purpose, independent of those of other names."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-class Contexts:
-    """What the U-Net reads of each caption: encoded once, or anew at each step if ``live``."""
-
-    def __init__(
-        self, model: DiffusionModel, captions: CaptionSource, *, live: bool, clip_skip: int
-    ) -> None:
-        self._model, self._live, self._clip_skip = model, live, clip_skip
-        self._cache: dict[str, Conditions] = {}
-        if not live:
-            self._remember(captions.all())
-
-    def of(self, captions: Sequence[str]) -> Conditions:
-        """Those of n captions; differentiable if ``live``."""
-        if self._live:
-            distinct = list(dict.fromkeys(captions))
-            tokens = tokenize(self._model.tokenizer, distinct).to(self._model.device)
-            encoded = encode_tokens(self._model, tokens, clip_skip=self._clip_skip)
-            return encoded.rows([distinct.index(caption) for caption in captions])
-        self._remember(captions)
-        return joined([self._cache[caption] for caption in captions])
-
-    def _remember(self, captions: Sequence[str]) -> None:
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
-        if not new:
-            return
-        encoded = encode_prompts(self._model, new, clip_skip=self._clip_skip)
-        rows = [encoded.rows([number]) for number in range(len(new))]
-        if (len(self._cache) + len(new)) * rows[0].context.nbytes > CONTEXT_CACHE_BYTES:
-            # Shuffled tags never end: start over, but for what this step needs.
-            self._cache = {c: self._cache[c] for c in captions if c in self._cache}
-        self._cache.update(zip(new, rows, strict=True))
-
-
-def loss_weights(spec: TrainingSpec, alpha_bar: torch.Tensor, *, velocity: bool) -> torch.Tensor:
-    """The weight of every timestep, (1000,), float32; ``alpha_bar`` is the noise schedule."""
-    snr = schedule.signal_to_noise(alpha_bar)
-    if spec.loss_weighting is LossWeighting.MIN_SNR:
-        return schedule.min_snr_weights(snr, spec.min_snr_gamma, velocity=velocity)
-    if spec.loss_weighting is LossWeighting.DEBIASED:
-        return schedule.debiased_weights(snr, velocity=velocity)
-    return torch.ones_like(snr)
-
-
-def _encoded(
-    model: DiffusionModel, pictures: Pictures, cancel: CancelToken
-) -> list[torch.Tensor]:
-    """The latents (1, 4, h / 8, w / 8) of each picture, on the model's device."""
-    found: dict[int, torch.Tensor] = {}
-    for places in by_size(size_of(picture) for picture in pictures).values():
-        stack = encode_pictures(model, [pictures[place] for place in places], cancel=cancel)
-        stack = stack.to(model.device)
-        found.update((place, stack[row : row + 1]) for row, place in enumerate(places))
-    return [found[place] for place in range(len(pictures))]
-
-
-class _Draws:
-    """The random choices of each step, in streams that do not disturb each other."""
-
-    def __init__(self, spec: TrainingSpec, latents: Sequence[torch.Tensor]) -> None:
-        self._spec, self._shapes = spec, [one.shape for one in latents]
-        names = ("noise", "offset", "timesteps", "pictures")
-        self._noise, self._offset, self._timesteps, self._pictures = (
-            random_stream(spec.seed, name) for name in names
-        )
-        self._order: list[int] = []
-
-    def pictures(self) -> list[int]:
-        """``batch_size`` numbers of pictures of one size: that of the one whose turn it is.
-
-        Of the pictures of a size each comes once before any comes again, and all come as often.
-        """
-        size, order = self._spec.batch_size, self._order
-        while len(batch := [one for one in order if self._shapes[one] == self._shapes[order[0]]]) < size:
-            order += torch.randperm(len(self._shapes), generator=self._pictures).tolist()
-        for one in batch[:size]:
-            order.remove(one)
-        return batch[:size]
-
-    def timesteps(self) -> torch.Tensor:
-        """(batch_size,), int64, min_timestep to below max_timestep."""
-        spec = self._spec
-        return torch.randint(
-            spec.min_timestep,
-            spec.max_timestep,
-            (spec.batch_size,),
-            generator=self._timesteps,
-        )
-
-    def noise(self, shape: torch.Size) -> torch.Tensor:
-        """For latents of that shape (batch_size, 4, h, w), with the noise offset of each channel in it."""
-        noise = torch.randn(shape, generator=self._noise)
-        if self._spec.noise_offset:
-            offset = torch.randn(*shape[:2], 1, 1, generator=self._offset)
-            noise += self._spec.noise_offset * offset
-        return noise
 
 
 class _LossScale:
@@ -255,9 +181,49 @@ class _LossScale:
         return True
 
 
-def _check(pictures: Pictures, job: TrainingJob) -> None:
-    if not len(pictures):
-        raise BadInput("there is no picture to train on: give at least one")
+def _latents(
+    model: DiffusionModel, pictures: Pictures, job: TrainingJob, cancel: CancelToken
+) -> PictureLatents:
+    return PictureLatents(
+        _encoded(model, pictures, cancel),
+        None if job.originals is None else _encoded(model, job.originals, cancel),
+        None if job.masks is None else [latent_mask(mask).to(model.device) for mask in job.masks],
+    )
+
+
+def _encoded(
+    model: DiffusionModel, pictures: Pictures, cancel: CancelToken
+) -> list[torch.Tensor]:
+    """The latents (1, 4, h / 8, w / 8) of each picture, on the model's device."""
+    found: dict[int, torch.Tensor] = {}
+    for places in by_size(size_of(picture) for picture in pictures).values():
+        stack = encode_pictures(model, [pictures[place] for place in places], cancel=cancel)
+        stack = stack.to(model.device)
+        found.update((place, stack[row : row + 1]) for row, place in enumerate(places))
+    return [found[place] for place in range(len(pictures))]
+
+
+def _objective(
+    model: DiffusionModel,
+    spec: TrainingSpec,
+    pictures: PictureLatents | None,
+    lora: LoraModules,
+    job: TrainingJob,
+    cancel: CancelToken,
+) -> Objective:
+    if pictures is None:
+        assert job.concept is not None
+        return ConceptObjective(model, spec, job.concept, lora, clip_skip=job.clip_skip, cancel=cancel)
+    captions = CaptionSource(spec.captions, job.captions, pictures=len(pictures.latents), seed=spec.seed)
+    contexts = Contexts(model, captions, live=spec.text_encoder, clip_skip=job.clip_skip)
+    return PictureObjective(model, spec, pictures, captions, contexts)
+
+
+def _check(pictures: Pictures | None, job: TrainingJob) -> None:
+    if pictures is None and job.concept is None:
+        raise BadInput("there is neither a picture nor a concept to train on: give one of them")
+    if pictures is not None:
+        _check_pictures(pictures, job)
     if job.output.exists():
         raise BadInput(f"{str(job.output)!r} exists: choose another name")
     if not job.output.parent.is_dir():
@@ -267,75 +233,69 @@ def _check(pictures: Pictures, job: TrainingJob) -> None:
 def _run(
     model: DiffusionModel,
     spec: TrainingSpec,
-    latents: Sequence[torch.Tensor],
-    captions: CaptionSource,
-    contexts: Contexts,
+    objective: Objective,
     lora: LoraModules,
     stage: str,
+    check: Check | None,
     observer: Observer,
     cancel: CancelToken,
 ) -> list[float]:
-    """All steps; the losses."""
+    """All steps, or those until a check ended it; the losses."""
     parameters = lora.parameters()
     optimiser = build_optimiser(spec, parameters)
     scale = _LossScale(model.dtype)
-    draws = _Draws(spec, latents)
-    alpha_bar = schedule.alphas_cumprod()
-    if model.predicts.zero_terminal_snr:
-        alpha_bar = schedule.rescaled(alpha_bar)
-    weights = loss_weights(spec, alpha_bar, velocity=model.velocity).to(model.device)
-    alpha_bar = alpha_bar.to(model.device)
+    weights = loss_weights(spec, noise_schedule(model), velocity=model.velocity)
     losses: list[float] = []
+    rates = Rates(spec)
     started = time.monotonic()
-    for step in range(spec.steps):
+    while len(losses) < rates.steps:
         cancel.check()
-        batch = draws.pictures()
-        timesteps = draws.timesteps().to(model.device)
-        conditions = contexts.of([captions.draw(picture) for picture in batch])
-        # Unlike stack, cat keeps the memory format of the autoencoder's outputs, which convolutions go by.
-        clean = torch.cat([latents[picture] for picture in batch])
-        loss = _loss(
-            model, clean, draws.noise(clean.shape).to(model.device), timesteps, conditions,
-            alpha_bar=alpha_bar, weights=weights,
-        )  # fmt: skip
-        losses.append(_finite(float(loss.detach()), step, spec))
-        (loss * scale.factor).backward()  # type: ignore[no-untyped-call]
+        losses.append(_finite(_step(model, objective, lora, weights, scale.factor), len(losses), spec))
         if scale.unscale(parameters):
             torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(spec, step)
+                group["lr"] = rates.at(len(losses) - 1)
             optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        rate = (time.monotonic() - started) / (step + 1)
-        observer(ProgressEvent(stage, step + 1, spec.steps, loss=losses[-1], rate=rate))
+        rate = (time.monotonic() - started) / len(losses)
+        observer(ProgressEvent(stage, len(losses), rates.steps, loss=losses[-1], rate=rate))
+        if check is not None and check.due(len(losses), rates) and check.passed(len(losses)):
+            rates = rates.cooled(len(losses), check.every)
     return losses
 
 
-def _loss(
-    model: DiffusionModel,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.Tensor,
-    conditions: Conditions,
-    *,
-    alpha_bar: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """Mean over the batch of weight * mean squared error of what the U-Net predicts."""
-    alpha = alpha_bar[timesteps]
-    noised = schedule.add_noise(latents, noise, alpha)
-    target = schedule.velocity_target(latents, noise, alpha) if model.velocity else noise
-    height, width = (LATENT_STRIDE * side for side in latents.shape[2:])
-    output = model.unet(
-        noised.to(model.dtype),
-        timesteps,
-        conditions.context.to(model.dtype),
-        added_cond_kwargs=conditions.added(width, height),
-        return_dict=False,
-    )[0]
-    errors = (output.float() - target).square().mean(dim=(1, 2, 3))
-    weighted: torch.Tensor = weights[timesteps] * errors
-    return weighted.mean()
+def _step(
+    model: DiffusionModel, objective: Objective, lora: LoraModules, weights: torch.Tensor, factor: float
+) -> float:
+    """The mean loss of the step's passes; ``factor`` times its gradients are added to the parameters'."""
+    total = 0.0
+    passes = objective.passes()
+    for one in passes:
+        # Backwards as well: checkpointing computes the activations once more, at the weight of that moment.
+        with lora.at(one.multiplier):
+            output = predicted(model, one.noised, one.timesteps, one.conditions())
+            loss = pass_loss(output, one, weights) / len(passes)
+            total += float(loss.detach())
+            (loss * factor).backward()  # type: ignore[no-untyped-call]
+    return total
+
+
+def _check_pictures(pictures: Pictures, job: TrainingJob) -> None:
+    if not len(pictures):
+        raise BadInput("there is no picture to train on: give at least one")
+    _check_sizes("originals", job.originals, pictures)
+    _check_sizes("masks", job.masks, pictures)
+
+
+def _check_sizes(what: str, others: Pictures | None, pictures: Pictures) -> None:
+    if others is None:
+        return
+    given, wanted = [size_of(one) for one in others], [size_of(one) for one in pictures]
+    if given != wanted:
+        raise BadInput(
+            f"there are {len(given)} {what} of {sizes_text(given)}, and {len(wanted)} pictures of "
+            f"{sizes_text(wanted)}: give one of the same size for each"
+        )
 
 
 def _finite(loss: float, step: int, spec: TrainingSpec) -> float:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +39,10 @@ _START = (
 )
 """Starts the worker with folders first on its path. Embeddable Pythons ignore PYTHONPATH; and without the
 empty entry no module in the user's current folder hides one of ours."""
+
+
+Drawn = Callable[[int], bool]
+"""Called with the number of steps of a training whose check has been drawn: whether it ends."""
 
 
 class BuiltinWorker:
@@ -119,9 +123,14 @@ class BuiltinWorker:
         *,
         observer: Observer = ignore,
         cancel: CancelToken | None = None,
+        on_drawn: Drawn | None = None,
     ) -> TrainResult:
-        """Train a LoRA; raises the ``CopierError`` of the child, ``Cancelled``, TrainingFailed."""
-        return protocol.train_result(self._call(request, observer, cancel))
+        """Train a LoRA; raises the ``CopierError`` of the child, ``Cancelled``, TrainingFailed.
+
+        ``on_drawn`` is asked, while the child waits, whether the training ends with what ``request.check``
+        drew. What it raises ends the child.
+        """
+        return protocol.train_result(self._call(request, observer, cancel, on_drawn))
 
     def sample(
         self,
@@ -143,7 +152,13 @@ class BuiltinWorker:
         """What the autoencoder makes of pictures; raises as ``train``."""
         return protocol.pictures_result(self._call(request, observer, cancel))
 
-    def _call(self, request: Request, observer: Observer, cancel: CancelToken | None) -> Mapping[str, Any]:
+    def _call(
+        self,
+        request: Request,
+        observer: Observer,
+        cancel: CancelToken | None,
+        on_drawn: Drawn | None = None,
+    ) -> Mapping[str, Any]:
         if cancel:
             cancel.check()
         child = self._child
@@ -170,6 +185,17 @@ class BuiltinWorker:
                 raise protocol.error_from_json(message)
             if message.get("type") == "progress":
                 observer(protocol.event_from_json(message))
+            if message.get("type") == "check":
+                self._answer(child, message["step"], on_drawn)
+
+    def _answer(self, child: Child, step: int, on_drawn: Drawn | None) -> None:
+        """Tell the waiting child whether its training ends."""
+        try:
+            passed = on_drawn is not None and on_drawn(step)
+        except BaseException:
+            self.close(force=True)
+            raise
+        child.send(json.dumps(protocol.verdict_to_json(passed=passed)))
 
     def _cancel(self, child: Child, given_up: float | None) -> float:
         """Ask the child to stop, once; end it when it took too long. Returns when that will be."""

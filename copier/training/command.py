@@ -469,7 +469,7 @@ def _dataset(job: ScriptJob, *, varied: bool) -> dict[str, Any]:
                         "shuffle_caption": spec.captions.shuffle,
                         "keep_tokens": spec.captions.keep_tokens,
                         "enable_wildcard": varied,
-                        "alpha_mask": spec.masked_loss,
+                        "alpha_mask": spec.masked,
                     }
                 ],
             }

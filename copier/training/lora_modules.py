@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -64,6 +65,18 @@ class LoraModules:
         while self._tuners:
             self._tuners.pop().unload()
         self._layers = {}
+
+    @contextlib.contextmanager
+    def at(self, multiplier: float) -> Iterator[None]:
+        """Within, the LoRA counts ``multiplier`` times; 0 is the checkpoint alone, -1 the opposite change."""
+        before = {name: layer.scaling[ADAPTER] for name, layer in self._layers.items()}
+        for layer in self._layers.values():
+            layer.scaling[ADAPTER] = multiplier * self._scale_of(layer)
+        try:
+            yield
+        finally:
+            for name, scale in before.items():
+                self._layers[name].scaling[ADAPTER] = scale
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """All factors, down before up, in kohya's order of the modules."""
@@ -130,7 +143,7 @@ class LoraModules:
             for factor in _factors(layer):
                 factor.to(device=model.device, dtype=torch.float32)
             if _merging_is_cheaper(layer, self._rank_of(layer)[0]):
-                layer.forward = partial(_merged_forward, layer, self._scale_of(layer))
+                layer.forward = partial(_merged_forward, layer)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
@@ -185,12 +198,12 @@ def _merging_is_cheaper(layer: Any, rank: int) -> bool:
     return weight.dtype is torch.float32 and out * inner <= MERGING_FACTOR * rank * (out + inner)
 
 
-def _merged_forward(layer: Any, scale: float, x: torch.Tensor) -> torch.Tensor:
+def _merged_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """What peft's layer computes, with weight + scale up down as the only weight; differentiable."""
     base = layer.base_layer
     down, up = (factor.weight for factor in _factors(layer))
     weight = torch.addmm(
-        base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale
+        base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=layer.scaling[ADAPTER]
     ).view(base.weight.shape)
     if isinstance(base, torch.nn.Linear):
         return functional.linear(x, weight, base.bias)

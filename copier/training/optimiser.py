@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,42 @@ def learning_rate(spec: TrainingSpec, step: int) -> float:
     if spec.schedule is Schedule.LINEAR:
         return spec.learning_rate * (1.0 - progress)
     return spec.learning_rate
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate of every step of a training, and how many there are.
+
+    Where a check ends the training after ``held`` steps, it goes on for ``cooling`` more, in which the rate
+    falls in a line from where it was to zero: weights taken at a high rate are noisier than those that a
+    schedule brings to rest (Hägele et al. 2024, arXiv 2405.18392, who end a constant rate so at any time).
+    """
+
+    spec: TrainingSpec
+    held: int | None = None
+    cooling: int = 0
+
+    @property
+    def falling(self) -> bool:
+        """Whether the end has been settled."""
+        return self.held is not None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps: the schedule's own, or as a check settled it."""
+        return self.spec.steps if self.held is None else self.held + self.cooling
+
+    def cooled(self, held: int, cooling: int) -> Rates:
+        """The rates of a training that passed a check after ``held`` steps; it never gets longer."""
+        return Rates(self.spec, held, min(cooling, self.spec.steps - held))
+
+    def at(self, step: int) -> float:
+        """The rate of step ``step`` (from 0), never above that of the schedule."""
+        planned = learning_rate(self.spec, step)
+        if self.held is None or step < self.held:
+            return planned
+        share = 1.0 - (step - self.held) / self.cooling
+        return min(planned, learning_rate(self.spec, self.held) * share)
 
 
 def with_available_optimiser(

@@ -1,7 +1,8 @@
 """What the parent and the worker child say to each other: values, and their JSON, one a line.
 
 Requests: ``{"op": "train" | "sample" | "reconstruct", ...fields}``, ``{"op": "cancel"}`` (stop the
-running request) and ``{"op": "stop"}``. Answers: any number of ``{"type": "progress", ...event}``,
+running request) and ``{"op": "stop"}``. Answers: any number of ``{"type": "progress", ...event}``, and
+``{"type": "check", "step": n}`` where a training waits for ``{"op": "verdict", "passed": bool}``;
 then one ``{"type": "done", "result": {...}}`` or ``{"type": "error", "error": class name,
 "message": text}``. Nothing here imports torch.
 """
@@ -20,20 +21,23 @@ from copier.codec import spec_from_json, spec_to_json
 from copier.errors import CopierError, TrainingFailed
 from copier.model_options import AS_IT_IS, ModelOptions
 from copier.progress import Phase, ProgressEvent
-from copier.recipe import Precision, TrainingSpec
+from copier.recipe import ConceptSpec, Precision, TrainingSpec
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Train a LoRA on ``pictures`` (files of one or several sizes, all sides multiples of 8).
+    """Train a LoRA on ``pictures`` (files of one or several sizes, all sides multiples of 8), or ``concept``.
 
     Attributes:
         output: the LoRA file to write; it must not exist.
         captions: texts of the caption files, one a picture, for the caption policy ``files``.
-        masks: for each picture the file of its mask, in grey, or None: where the loss counts (sd-scripts).
+        originals: what the pictures are changes of, in their order, where the target needs them.
+        masks: for each picture the file of its mask, in grey, or None: where the loss counts.
+        concept: what is trained by text alone; then there are no pictures. Builtin only.
         base: LoRA files and multipliers, merged into the checkpoint in memory, undone afterwards.
         start: a LoRA file to go on from.
-        save_every: a LoRA is saved on the way every so many steps; 0: never. sd-scripts only.
+        save_every: every so many steps a LoRA is saved on the way (sd-scripts), or ``check`` drawn; 0: never.
+        check: what the builtin trainer draws then with the LoRA as it is, before it asks whether to end.
         metadata: written into the LoRA beside kohya's keys, which it overrides.
         save_precision: number format of the written LoRA.
         model: how the checkpoint is used.
@@ -45,10 +49,13 @@ class TrainRequest:
     output: Path
     training: TrainingSpec
     captions: tuple[str, ...] = ()
+    originals: tuple[Path, ...] = ()
     masks: tuple[Path | None, ...] = ()
+    concept: ConceptSpec | None = None
     base: tuple[tuple[Path, float], ...] = ()
     start: Path | None = None
     save_every: int = 0
+    check: tuple[SampleRequest, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     save_precision: Precision = Precision.FP32
     model: ModelOptions = AS_IT_IS
@@ -132,8 +139,8 @@ def request_to_json(request: Request) -> dict[str, Any]:
 
 def request_from_json(data: Mapping[str, Any]) -> Request:
     """The inverse of ``request_to_json``; raises KeyError or TypeError on anything else."""
-    kind = OPERATIONS[data["op"]]
-    return kind(**{name: _READERS.get(name, _same)(data[name]) for name in _names(kind, data)})
+    request: Request = _read(OPERATIONS[data["op"]], data)
+    return request
 
 
 def result_to_json(result: TrainResult | PicturesResult) -> dict[str, Any]:
@@ -160,6 +167,16 @@ def event_from_json(data: Mapping[str, Any]) -> ProgressEvent:
     """The inverse of ``event_to_json``."""
     names = _names(ProgressEvent, data)
     return ProgressEvent(**{name: _EVENT_READERS.get(name, _same)(data[name]) for name in names})
+
+
+def check_to_json(step: int) -> dict[str, Any]:
+    """A training's question whether to end, as a message."""
+    return {"type": "check", "step": step}
+
+
+def verdict_to_json(*, passed: bool) -> dict[str, Any]:
+    """The answer to it."""
+    return {"op": "verdict", "passed": passed}
 
 
 def error_to_json(error: CopierError) -> dict[str, Any]:
@@ -192,9 +209,9 @@ def _to_json(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, TrainingSpec):
+    if isinstance(value, (TrainingSpec, ConceptSpec)):
         return spec_to_json(value)
-    if isinstance(value, ModelOptions):
+    if isinstance(value, (ModelOptions, SampleRequest)):
         return _to_json(value)
     if isinstance(value, Enum):
         return value.value
@@ -205,6 +222,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return value
+
+
+def _read(kind: Any, data: Mapping[str, Any]) -> Any:
+    return kind(**{name: _READERS.get(name, _same)(data[name]) for name in _names(kind, data)})
 
 
 def _names(kind: Any, data: Mapping[str, Any]) -> list[str]:
@@ -230,6 +251,9 @@ _READERS: Mapping[str, Any] = MappingProxyType(
         "out": Path,
         "start": lambda value: None if value is None else Path(value),
         "pictures": _paths,
+        "originals": _paths,
+        "concept": lambda value: None if value is None else spec_from_json(ConceptSpec, value),
+        "check": lambda values: tuple(_read(SampleRequest, value) for value in values),
         "masks": lambda values: tuple(None if value is None else Path(value) for value in values),
         "base": _weighted,
         "loras": _weighted,

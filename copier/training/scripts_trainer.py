@@ -13,7 +13,7 @@ from pathlib import Path
 from copier.checkpoint.family import detect
 from copier.checkpoint.header import read_header
 from copier.checkpoint.prediction import parameterisation
-from copier.errors import Cancelled, CopierError
+from copier.errors import BadInput, Cancelled, CopierError
 from copier.images.sizes import by_size, file_sizes
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
 from copier.recipe import Optimiser, TrainingSpec
@@ -128,8 +128,15 @@ class ScriptsTrainer:
         return TrainResult(request.output, losses.until(chosen.step), done.seconds)
 
     def _trainable(self, request: TrainRequest, observer: Observer) -> TrainingSpec:
-        """The training as this machine can do it, with a note where that differs from what was asked for."""
+        """The training as this machine can do it, with a note where that differs from what was asked for.
+
+        Raises:
+            BadInput: sd-scripts has no such loss, and would train with its own.
+        """
         training = request.training
+        names = (*training.of_builtin_only, *(("concept",) if request.concept else ()))
+        if names:
+            raise BadInput(f"sd-scripts does not have {', '.join(names)}: train with the builtin trainer")
         if training.optimiser is Optimiser.ADAMW_8BIT and not self._environment.eight_bit:
             observer(ProgressEvent(request.stage, message="adamw8bit needs CUDA: adamw takes its place"))
             return replace(training, optimiser=Optimiser.ADAMW)

@@ -17,13 +17,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed
-from copier.progress import CancelToken, Observer, ProgressEvent
+from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 from copier.recipe import Precision
 from copier.training import protocol
 
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     # torch takes seconds to import; until then the child must already hear its parent.
     from copier.diffusion.model import DiffusionModel
     from copier.diffusion.pictures import Array
+    from copier.images.sizes import Size
+    from copier.training import builtin
 
 log = logging.getLogger(__name__)
 
 EVENT_SECONDS = 0.2
 """Progress events come at most this often; those with a message and the last one always."""
+POLL_SECONDS = 0.1
 ORPHAN_SECONDS = 30.0
 """Time that a running request has to stop after the parent is gone."""
 
@@ -71,6 +74,7 @@ class Inbox:
         default_factory=queue.SimpleQueue
     )
     token: CancelToken = field(default_factory=CancelToken)
+    verdicts: queue.SimpleQueue[bool] = field(default_factory=queue.SimpleQueue)
 
     def read(self) -> None:
         """Read until the input ends; then stop what runs, and the process."""
@@ -80,14 +84,24 @@ class Inbox:
                 continue
             if message.get("op") == "cancel":
                 self.token.cancel()
+            elif message.get("op") == "verdict":
+                self.verdicts.put(message.get("passed") is True)
             elif message.get("op") == "stop":
                 break
             else:
-                self.token = CancelToken()
+                # A verdict on a training that was stopped meanwhile concerns no other.
+                self.token, self.verdicts = CancelToken(), queue.SimpleQueue()
                 self.requests.put((message, self.token))
         self.finish()
         time.sleep(ORPHAN_SECONDS)
         os._exit(1)  # outputs are whole or absent: nothing is lost that way
+
+    def verdict(self, cancel: CancelToken) -> bool:
+        """What the parent says of a check, as soon as it does. Raises ``Cancelled``."""
+        while True:
+            cancel.check()
+            with contextlib.suppress(queue.Empty):
+                return self.verdicts.get(timeout=POLL_SECONDS)
 
     def finish(self, *_: object) -> None:
         """Stop the running request and then the process; also the handler of signals."""
@@ -119,6 +133,8 @@ class Engine:
     threads: int
     tokenizer_folder: Path | None
     observer: Observer
+    ask: Callable[[int, CancelToken], bool]
+    """Tells the parent what a check drew after so many steps, and waits for its verdict."""
     _prepared: bool = False
     _key: tuple[object, ...] | None = None
     _model: DiffusionModel | None = None
@@ -151,13 +167,18 @@ class Engine:
     def _train(self, request: protocol.TrainRequest, cancel: CancelToken) -> protocol.TrainResult:
         import torch
 
+        from copier.images.sizes import size_of
         from copier.training import builtin
 
-        pictures = _read_pictures(request.pictures)
+        pictures = None if request.concept else _read_pictures(request.pictures)
         model = self._loaded(request, request.training.precision)
         job = builtin.TrainingJob(
             output=request.output,
             captions=request.captions,
+            originals=_read_pictures(request.originals) if request.originals else None,
+            masks=None if pictures is None else _read_masks(request.masks, [*map(size_of, pictures)]),
+            concept=request.concept,
+            check=self._check(request, model, cancel),
             base=request.base,
             start=request.start,
             metadata=request.metadata,
@@ -172,10 +193,26 @@ class Engine:
         )
         return protocol.TrainResult(request.output, done.losses, done.seconds, _peak_memory(self.device))
 
+    def _check(
+        self, request: protocol.TrainRequest, model: DiffusionModel, cancel: CancelToken
+    ) -> builtin.Check | None:
+        """Draws with the model as it is in the midst of the training, and asks the parent."""
+        from copier.training import builtin
+
+        if not (request.check and request.save_every):
+            return None
+
+        def passed(step: int) -> bool:
+            for drawn in request.check:
+                started = time.monotonic()
+                _written(self._drawn(drawn, model, cancel, observer=ignore), drawn.out, started)
+            return self.ask(step, cancel)
+
+        return builtin.Check(request.save_every, passed)
+
     def _sample(
         self, request: protocol.SampleRequest, cancel: CancelToken
     ) -> protocol.PicturesResult:
-        from copier.diffusion.sample import sample
         from copier.ops.lora_file import read_lora
         from copier.ops.merge_modules import merge_into_modules
 
@@ -185,22 +222,34 @@ class Engine:
         with contextlib.ExitStack() as stack:
             for lora, weight in loras:
                 stack.enter_context(merge_into_modules(model.weight_of, lora, weight))
-            pictures = sample(
-                model,
-                request.prompts,
-                request.seeds,
-                negative=request.negative,
-                steps=request.steps,
-                guidance=request.guidance,
-                width=request.width,
-                height=request.height,
-                clip_skip=request.model.clip_skip,
-                batch_size=request.batch_size,
-                observer=self.observer,
-                cancel=cancel,
-                stage=request.stage,
-            )
+            pictures = self._drawn(request, model, cancel, observer=self.observer)
         return _written(pictures, request.out, started)
+
+    def _drawn(
+        self,
+        request: protocol.SampleRequest,
+        model: DiffusionModel,
+        cancel: CancelToken,
+        *,
+        observer: Observer,
+    ) -> Array:
+        from copier.diffusion.sample import sample
+
+        return sample(
+            model,
+            request.prompts,
+            request.seeds,
+            negative=request.negative,
+            steps=request.steps,
+            guidance=request.guidance,
+            width=request.width,
+            height=request.height,
+            clip_skip=request.model.clip_skip,
+            batch_size=request.batch_size,
+            observer=observer,
+            cancel=cancel,
+            stage=request.stage,
+        )
 
     def _reconstruct(
         self, request: protocol.ReconstructRequest, cancel: CancelToken
@@ -290,6 +339,32 @@ def _read_pictures(paths: Sequence[Path]) -> list[Array]:
     return pictures
 
 
+def _read_masks(paths: Sequence[Path | None], sizes: Sequence[Size]) -> list[Array] | None:
+    """Mask files in grey, float32 (h, w) in [0, 1]; None counts everywhere. None where there are none."""
+    import numpy as np
+
+    from copier.errors import BadPicture
+    from copier.images.pairs import read_picture
+
+    if not paths:
+        return None
+    if len(paths) != len(sizes):
+        raise BadInput(f"there are {len(paths)} masks for {len(sizes)} pictures: give one, or none, for each")
+    masks: list[Array] = []
+    for path, (width, height) in zip(paths, sizes, strict=True):
+        if path is None:
+            masks.append(np.ones((height, width), dtype=np.float32))
+            continue
+        mask = read_picture(path).convert("L")
+        if mask.size != (width, height):
+            raise BadPicture(
+                f"the mask {path.name!r} is {mask.width} x {mask.height} px, its picture {width} x {height} "
+                "px: give it the size of the picture"
+            )
+        masks.append((np.asarray(mask) / 255.0).astype(np.float32))
+    return masks
+
+
 def _written(
     pictures: Array | Sequence[Array], folder: Path, started: float
 ) -> protocol.PicturesResult:
@@ -361,7 +436,12 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), inbox.finish)
     threading.Thread(target=inbox.read, daemon=True).start()
-    engine = Engine(arguments.device, arguments.threads, arguments.tokenizer, outbox.observe)
+
+    def ask(step: int, cancel: CancelToken) -> bool:
+        outbox.send(protocol.check_to_json(step))
+        return inbox.verdict(cancel)
+
+    engine = Engine(arguments.device, arguments.threads, arguments.tokenizer, outbox.observe, ask)
     for message, cancel in inbox:
         outbox.send(answer(engine, message, cancel))
     os._exit(0)

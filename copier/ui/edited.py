@@ -87,7 +87,7 @@ class EditedSection:
         pictures = Pictures(
             self.parts.pictures(data.get(originals)), self.parts.pictures(data.get(self.edited))
         )
-        if not pictures.originals:
+        if not pictures.originals or not recipe.changed:
             return {self.view: pieces.pairs(())}
         return {self.view: pieces.pairs(self._views(answers, pictures, recipe))}
 

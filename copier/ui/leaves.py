@@ -6,12 +6,14 @@ Lists of parts (base LoRAs, terms, sets of pictures) are written as text, one pa
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from copier.codec import spec_to_json
 from copier.errors import BadInput
 from copier.fields import FIELDS, Field
 from copier.recipe import STAGE_KINDS, BaseLora, PictureSet, Recipe, WeightedLora
@@ -86,7 +88,8 @@ def _short(bound: float) -> str:
 PART_HELP: Mapping[type, str] = {
     BaseLora: "One a line: stage = multiplier.",
     WeightedLora: "One a line: stage = weight.",
-    PictureSet: "One a line: name, or name = the set that it changes.",
+    PictureSet: "One a line: name, or name = the set that it changes; then, after commas, more fields: "
+    "views-a =, part_of=a, views=8.",
 }
 
 
@@ -140,10 +143,14 @@ def written(leaf: Leaf, value: Any) -> Any:
 
 
 def _part_text(part: Mapping[str, Any]) -> str:
-    name, second = part.values()
-    if isinstance(second, str):
-        return f"{name} = {second}" if second else name
-    return f"{name} = {second:g}"
+    name, second = list(part.values())[:2]
+    if not isinstance(second, str):
+        return f"{name} = {second:g}"
+    default = spec_to_json(PictureSet(name))
+    more = [f"{key}={json.dumps(value) if not isinstance(value, str) else value}"
+            for key, value in list(part.items())[2:] if value != default[key]]  # fmt: skip
+    first = f"{name} = {second}".rstrip() if second or more else name
+    return ", ".join([first, *more])
 
 
 def understood(leaf: Leaf, given: Any) -> Any:
@@ -182,6 +189,8 @@ def _lines(leaf: Leaf, given: Any) -> list[str]:
 
 def _parts(leaf: Leaf, given: Any) -> list[dict[str, Any]]:
     assert leaf.part is not None
+    if leaf.part is PictureSet:
+        return [_picture_set(line) for line in str(given or "").splitlines() if line.strip()]
     first, second = (one.name for one in fields(leaf.part))
     found = []
     for line in str(given or "").splitlines():
@@ -190,9 +199,23 @@ def _parts(leaf: Leaf, given: Any) -> list[dict[str, Any]]:
             continue
         part: dict[str, Any] = {first: name}
         if separator:
-            part[second] = value if leaf.part is PictureSet else _number(leaf, value)
+            part[second] = _number(leaf, value)
         found.append(part)
     return found
+
+
+def _picture_set(line: str) -> dict[str, Any]:
+    """A set of pictures from its line: name, what it changes, and more fields as name=value."""
+    head, *more = (word.strip() for word in line.split(","))
+    name, separator, of = (word.strip() for word in head.partition("="))
+    part: dict[str, Any] = {"name": name, **({"of": of} if separator else {})}
+    for one in more:
+        key, _, value = (word.strip() for word in one.partition("="))
+        try:
+            part[key] = json.loads(value)
+        except ValueError:
+            part[key] = value
+    return part
 
 
 def _choice(leaf: Leaf, given: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,8 +17,16 @@ from copier.ui.form import Form, button, choice, flag, html, kept, number, small
 from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, Stoppable
-from copier.ui.request_form import FOLLOW, chosen_checkpoint, decimal, whole
+from copier.ui.request_form import (
+    FOLLOW,
+    chosen_checkpoint,
+    decimal,
+    lora_file,
+    lora_label,
+    whole,
+)
 
+NO_LORA = "No LoRA"
 POCKET_PROMPT = "a red star on cyan background"
 """What the embedded checkpoint draws well."""
 
@@ -88,6 +98,16 @@ class OriginalSection:
                 number(form, "original.steps", "Sampling steps", SAMPLING_STEPS.help, value=20)
                 number(form, "original.guidance", "CFG scale", GUIDANCE.help, value=7)
             with gr.Row():
+                choice(
+                    form,
+                    "original.lora",
+                    "With a LoRA",
+                    (NO_LORA,),
+                    value=NO_LORA,
+                    info="To distil it: pick the good pictures as originals, and train on them.",
+                )
+                number(form, "original.lora_weight", "Weight of that LoRA", value=0.5)
+            with gr.Row():
                 number(form, "original.width", "Width", "In px; 0: what the checkpoint is used to.", value=0)
                 number(
                     form, "original.height", "Height", "In px; 0: what the checkpoint is used to.", value=0
@@ -110,6 +130,9 @@ class OriginalSection:
             self.checkpoint: gr.update(choices=names),
             self.form["original.sampler"]: gr.update(
                 choices=samplers, value=samplers[0] if samplers else None
+            ),
+            self.form["original.lora"]: gr.update(
+                choices=[NO_LORA, *(lora_label(path, host) for path in host.loras())]
             ),
             self.line: pieces.checkpoint_line(host.current_checkpoint()),
         }
@@ -149,8 +172,17 @@ class OriginalSection:
             width=whole(answers["original.width"], "Width", 0, 4096),
             height=whole(answers["original.height"], "Height", 0, 4096),
             guidance=decimal(answers["original.guidance"], "CFG scale", 1, 30),
+            loras=self._lora(answers),
             checkpoint=checkpoint.path,
         )
+
+    def _lora(self, answers: Mapping[str, Any]) -> tuple[tuple[Path, float], ...]:
+        """The LoRA that is drawn with, and its weight; nothing where none is chosen."""
+        name = answers.get("original.lora")
+        if name in (None, "", NO_LORA):
+            return ()
+        weight = decimal(answers["original.lora_weight"], "Weight of that LoRA", -10, 10)
+        return ((lora_file(str(name), self.parts.host), weight),)
 
     def draw(self, data: Any) -> Answer:
         """Have the host draw; the first picture becomes the original where there is none from elsewhere."""

@@ -9,17 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from copier.captioning import Policy
 from copier.codec import recipe_from_json, recipe_to_json
 from copier.errors import BadInput
 from copier.fields import check_number
 from copier.recipe import (
+    OF_PICTURES,
     STAGE_KINDS,
     CaptionPolicy,
+    ConceptAction,
     LossWeighting,
     RankMethod,
     RankPolicy,
     Recipe,
     StageSpec,
+    Target,
     Trainer,
     TrainStage,
 )
@@ -148,8 +152,13 @@ def visible_paths(recipe: Recipe, stage: str) -> frozenset[str]:
 def _idle_in_training(recipe: Recipe, stage: TrainStage) -> set[str]:
     training, path = stage.training, "train.training"
     idle = set()
-    if training.captions.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES):
+    captions = training.captions
+    if captions.policy in (CaptionPolicy.EMPTY, CaptionPolicy.FILES):
         idle.add(f"{path}.captions.texts")
+    if captions.policy is not CaptionPolicy.FILES:
+        idle |= {f"{path}.captions.kept", f"{path}.captions.keep"}
+    elif captions.kept is Policy.ALL and not captions.keep:
+        idle.add(f"{path}.captions.keep")
     if training.captions.policy is CaptionPolicy.EMPTY:
         idle |= {f"{path}.captions.shuffle", f"{path}.captions.keep_tokens"}
     elif not training.captions.shuffle:
@@ -158,13 +167,32 @@ def _idle_in_training(recipe: Recipe, stage: TrainStage) -> set[str]:
         idle.add(f"{path}.min_snr_gamma")
     if not training.conv_rank:
         idle.add(f"{path}.conv_alpha")
+    # A value that the trainer does not have stays in sight until it is taken out.
     if recipe.trainer is not Trainer.SD_SCRIPTS:
-        # A value that the trainer does not have stays in sight until it is taken out.
-        unused = {"optimiser_arguments", "fp8_base", "masked_loss"} - set(training.of_sd_scripts_only)
+        unused = {"optimiser_arguments", "fp8_base"} - set(training.of_sd_scripts_only)
         idle |= {f"{path}.{name}" for name in unused}
-        if not stage.check_every:
-            idle.add("train.check_every")
-    return idle
+    elif not stage.concept.by_text:
+        idle |= {f"{path}.target"} - {f"{path}.{name}" for name in training.of_builtin_only}
+        idle.add("train.concept.action")
+    if not training.pair_mask:
+        idle.add(f"{path}.mask_margin")
+    if training.target is not Target.SEMANTIC:
+        idle.add(f"{path}.eta")
+    if not stage.check_every:
+        idle |= {"train.check_pictures", "train.check_sampling_steps"}
+    return idle | _idle_by_text(stage)
+
+
+def _idle_by_text(stage: TrainStage) -> set[str]:
+    """What matters of a concept only, or of pictures only."""
+    if not stage.concept.by_text:
+        return {path for path in paths_of("train") if path.startswith("train.concept.")} - {
+            "train.concept.action"
+        }
+    training = {f"train.training.{name}" for name in OF_PICTURES}
+    training |= {path for path in paths_of("train") if path.startswith("train.training.captions.")}
+    moved = stage.concept.action is ConceptAction.MOVE
+    return training | {"train.pictures", "train.check_every", *(("train.concept.neutral",) if moved else ())}
 
 
 def _rank_policies(stage: StageSpec) -> list[tuple[RankPolicy, str]]:

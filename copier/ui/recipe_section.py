@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _ROW = 3
 """Fields beside each other."""
 _HEADINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "train": (("TrainStage", "training"), ("TrainingSpec", "captions")),
+    "train": (("TrainStage", "training"), ("TrainingSpec", "captions"), ("TrainStage", "concept")),
     "difference": (("DifferenceStage", "ranks"),),
     "combine": (("CombineStage", "ranks"),),
     "resize": (("ResizeStage", "ranks"),),

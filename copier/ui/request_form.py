@@ -171,12 +171,15 @@ def _sources(
     settings: Settings,
     edits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Source]:
-    """A and B of the recipe: the tab fills one set of originals and those that change it."""
-    originals = [one.name for one in recipe.pictures if not one.of]
-    changed = [one.name for one in recipe.pictures if one.of]
-    if len(originals) != 1 or len(changed) > 1:
-        names = ", ".join(one.name for one in recipe.pictures)
-        problem = f"the recipe has the sets of pictures {names}; the tab fills an original and an edited one"
+    """The recipe's pictures: the tab fills one set of originals, and one that changes it or is another."""
+    if not recipe.pictures:
+        return {}
+    originals = [one.name for one in recipe.given if not one.of]
+    changed = [one.name for one in recipe.given if one.of]
+    others = originals[1:]
+    if not originals or len(others) + len(changed) > 1:
+        names = ", ".join(one.name for one in recipe.given)
+        problem = f"the recipe has the sets of pictures {names}; the tab fills two"
         reader.problems.append(Problem("recipe.pictures", f"{problem}: use `copier run` for this recipe"))
         return {}
     if not pictures.originals:
@@ -195,6 +198,8 @@ def _sources(
     found: dict[str, Source] = {
         originals[0]: reader.take("original.files", lambda _: ready(pictures.originals), none)
     }
+    if others:
+        found[others[0]] = reader.take("edited.files", lambda _: ready(_second(pictures, others[0])), none)
     for name in changed:
         edit = reader.take("edited.edit", lambda _: chosen_edit(reader.answers, edits), None)
         if edit is not None:
@@ -202,6 +207,13 @@ def _sources(
         elif reader.answers.get("edited.edit") == OWN_EDIT:
             found[name] = reader.take("edited.files", lambda _: ready(partners(pictures)), none)
     return found
+
+
+def _second(pictures: Pictures, name: str) -> tuple[Path, ...]:
+    """The pictures of a second set, which are no changes of the first."""
+    if not pictures.edited:
+        raise BadInput(f"there is no picture of {name!r} yet: drop them in where an edited picture goes")
+    return pictures.edited
 
 
 def partners(pictures: Pictures) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from copier.recipe import (
     Recipe,
     ResizeStage,
     StageSpec,
+    Target,
     TrainStage,
 )
 from copier.ui import words
@@ -26,7 +27,7 @@ def stage_words(job: Job) -> dict[str, str]:
     if job.kind != RUN:
         return {}
     try:
-        recipe = job.request.recipe
+        recipe = job.request.written_out().recipe
     except CopierError:  # of another version of the program
         return {}
     sets = {one.name: words.SET_B if one.of else words.SET_A for one in recipe.pictures}
@@ -42,9 +43,12 @@ def said_of(name: str, known: dict[str, str]) -> str:
 def _does(stage: StageSpec, recipe: Recipe) -> str:
     changed = {one.name for one in recipe.pictures if one.of}
     if isinstance(stage, TrainStage):
+        if stage.concept.by_text:
+            return words.LEARNS_CONCEPT
         if stage.pictures not in changed:
             return words.LEARNS_A
-        return words.LEARNS_CHANGE if stage.base else words.LEARNS_B
+        from_pair = stage.training.target is not Target.NOISE
+        return words.LEARNS_CHANGE if stage.base or from_pair else words.LEARNS_B
     if isinstance(stage, GateStage):
         return words.CHECKS_B if stage.pictures in changed else words.CHECKS_A
     return _OTHERS[type(stage)]

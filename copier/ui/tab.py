@@ -148,7 +148,7 @@ class Tab:
                 kept = [
                     str(keep_picture(path, self.parts.settings)) for path in source.paths if path.is_file()
                 ]
-                if sets[name]:
+                if sets[name] or name != request.recipe.pictures[0].name:
                     answer |= {self.edited.edited: kept, self.edited.edit: gr.update(value=OWN_EDIT)}
                 else:
                     answer |= {

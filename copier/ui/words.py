@@ -60,6 +60,7 @@ STATES = {
 SET_A, SET_B = "the original", "the edited picture"
 LEARNS_A, LEARNS_B = "learns the original by heart", "learns the edited picture by heart"
 LEARNS_CHANGE = "learns what the edit changes"
+LEARNS_CONCEPT = "learns to draw a prompt differently"
 CHECKS_A, CHECKS_B = "is it the original every time?", "is it the edited picture every time?"
 DRAWS, MEASURES = "draws pictures for it", "measures what the LoRA does"
 GIVEN, SUBTRACTS, ADDS, RESIZES = "a LoRA file that was chosen", "subtracts", "adds", "keeps fewer ranks"
@@ -101,7 +102,8 @@ EVERY = (
     ORIGINAL_LEAD, EDITED_LEAD, RECIPE_LEAD, NO_ORIGINAL, NO_EDITED, CHANGED, DIFFERENCE, DRAG, A, B, READY,
     BUSY, BLOCKED, UNKNOWN_TIME, NO_JOB, NO_RESULT, NO_REPORT, LOSS, SAMPLES, ALIKE,
     *STATES.values(), EFFECT,
-    SET_A, SET_B, LEARNS_A, LEARNS_B, LEARNS_CHANGE, CHECKS_A, CHECKS_B, DRAWS, MEASURES, GIVEN, SUBTRACTS,
+    SET_A, SET_B, LEARNS_A, LEARNS_B, LEARNS_CHANGE, LEARNS_CONCEPT, CHECKS_A, CHECKS_B, DRAWS, MEASURES,
+    GIVEN, SUBTRACTS,
     ADDS, RESIZES, EFFECT_HINT, LEAKAGE_HINT, CHANGE_HINT, CONSISTENCY_HINT, WEIGHTS_HINT, GATE_ADVICE,
     LEAKAGE, CONTROL, GATE, WEIGHTS, PASSED, NOT_PASSED, CHANGE, CONSISTENCY,
 )  # fmt: skip

@@ -80,7 +80,7 @@ class FakeWorker:
     def __exit__(self, *_: object) -> None:
         type(self).alive -= 1
 
-    def train(self, request: Any, *, observer: Any, cancel: Any) -> TrainResult:
+    def train(self, request: Any, *, observer: Any, cancel: Any, on_drawn: Any = None) -> TrainResult:
         type(self).calls.append(("train", request.stage))
         for step in range(1, 4):
             if self.on_train:

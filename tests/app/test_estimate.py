@@ -121,3 +121,12 @@ def test_of_several_sizes_their_mix_decides_the_time_and_the_largest_the_memory(
 def test_bad_input_has_no_estimate(request_: RunRequest, settings: Settings, folder: Path) -> None:
     with pytest.raises(BadInput):
         estimate(replace(request_, checkpoint=folder / "none.safetensors"), settings)
+
+
+def test_a_pair_takes_two_passes_a_step_and_is_not_told_from_one_that_takes_one(
+    request_: RunRequest, settings: Settings, worker: Any
+) -> None:
+    service.execute([request_], settings)
+    longer = changed(request_, "lora.training.steps=7")
+    assert "lora" not in estimate(longer, settings).unknown
+    assert "lora" in estimate(changed(longer, "lora.training.target=pair"), settings).unknown

@@ -14,10 +14,12 @@ import torch
 from copier import disk
 from copier.app import room, service
 from copier.app.demo import DIFFERENCE_RECIPE, EDIT, RECIPE, SECOND_EDIT, demo_requests
+from copier.app.request_json import request_from_json, request_to_json
 from copier.app.settings import Settings, default_data_folder
 from copier.checkpoint.writer import write_tensors
 from copier.codec import load_recipe, with_value
 from copier.errors import BadInput, BadPicture, Cancelled
+from copier.model_options import ModelOptions, Prediction
 from copier.pipeline.plan import plan
 from copier.progress import CancelToken
 from copier.recipe import (
@@ -350,3 +352,28 @@ def test_the_full_demo_shares_the_copier_between_its_runs(folder: Path) -> None:
     assert keys[0]["gate"] == keys[1]["gate"]
     assert keys[0]["b"] == keys[2]["b"] != keys[1]["b"]
     assert keys[0]["lora"] != keys[1]["lora"]
+
+
+def test_losses_that_the_pictures_or_the_checkpoint_do_not_allow_are_refused_before_anything_is_trained(
+    folder: Path, request_: RunRequest, worker: Any
+) -> None:
+    settings = Settings(folder / "data")
+    masked = replace(request_, recipe=with_value(request_.recipe, "copier.training.masked_loss=true"))
+    with pytest.raises(BadInput, match="'copier' counts the loss by masks, but no picture of 'a'"):
+        service.execute([masked], settings)
+    semantic = replace(request_, recipe=with_value(request_.recipe, "lora.training.target=semantic"))
+    service.check(semantic, settings)
+    velocity = replace(semantic, model=ModelOptions(prediction=Prediction.VELOCITY))
+    with pytest.raises(BadInput, match=r"base\.safetensors predicts velocity: choose the target 'pair'"):
+        service.execute([velocity], settings)
+    assert worker.calls == [] and not request_.out.exists()
+
+
+def test_a_recipe_by_text_alone_runs_without_pictures_and_its_request_survives_json(
+    folder: Path, request_: RunRequest, worker: Any
+) -> None:
+    asked = replace(request_, recipe=load_recipe("move-pocket"), pictures={})
+    assert request_from_json(json.loads(json.dumps(request_to_json(asked)))) == asked
+    outcome = service.execute([asked], Settings(folder / "data"))
+    assert worker.calls == [("train", "lora")] and outcome.report is None
+    assert outcome.result == request_.out / "move-pocket.safetensors"

@@ -12,6 +12,7 @@ from PIL import Image, ImageFile
 from copier.errors import BadPicture
 from copier.images.effects import grayscale, jpeg_noise, to_array, to_image
 from copier.images.pairs import (
+    change_mask,
     check_pair,
     check_size,
     difference_image,
@@ -301,3 +302,25 @@ def test_a_picture_too_small_to_crop_stays_and_a_mask_is_padded_with_what_counts
     assert fitted(small, Fit.CROP) is small
     mask = np.asarray(fitted(Image.new("L", (40, 64), 255), Fit.PAD))
     assert mask.shape == (64, 64) and (mask[:, :12] == 0).all() and (mask[:, 12:52] == 255).all()
+
+
+def test_the_mask_of_a_pair_is_what_changed_and_a_margin_around_it():
+    rng = np.random.default_rng(3)
+    a = np.full((64, 96, 3), 0.5, np.float32)
+    b = a.copy()
+    b[rng.random((64, 96)) > 0.998] = 0.9
+    b[20:24, 30:50, 1] = 0.3
+    b[50, 60] += 0.01  # below what shows
+    differs = np.abs(a - b).max(axis=-1) > 0.05
+    assert 0 < differs.sum() < differs.size / 10
+    for margin in (0, 5):
+        expected = np.zeros_like(differs)
+        for row, column in np.argwhere(differs):
+            top, left = max(0, row - margin), max(0, column - margin)
+            expected[top : row + margin + 1, left : column + margin + 1] = True
+        mask = change_mask(a, b, margin=margin)
+        assert mask.mode == "L" and mask.size == (96, 64)
+        np.testing.assert_array_equal(np.asarray(mask) == 255, expected)
+    assert np.asarray(change_mask(a, b, margin=512)).min() == 255
+    with pytest.raises(BadPicture, match=r"at most 0\.5 of 255.*set pair_mask to false"):
+        change_mask(a, a + np.float32(0.002), margin=3)

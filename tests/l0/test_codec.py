@@ -39,7 +39,9 @@ QUICK = builtin_recipes()["copier-quick"]
 
 @pytest.mark.parametrize("name", sorted(builtin_recipes()))
 def test_a_recipe_survives_json_unchanged(name):
-    recipe = with_control(builtin_recipes()[name])
+    recipe = builtin_recipes()[name]
+    if any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
+        recipe = with_control(recipe)
     text = json.dumps(recipe_to_json(recipe))
     assert recipe_from_text(text, "test") == recipe
     assert json.dumps(recipe_to_json(recipe_from_text(text, "test"))) == text
@@ -133,7 +135,7 @@ def test_whole_floats_are_numbers_of_steps_and_whole_numbers_are_rates():
         ({"version": "1"}, "version is '1'"),
         ({"stages": [{"kind": "trian", "name": "x"}]}, r"kind of stage 'trian'; did you mean 'train'"),
         ({"stages": [{"kind": ["train"], "name": "x"}]}, "kind of stage"),
-        ({"stages": [{"kind": "train", "name": "x"}]}, "TrainStage has no 'pictures': add it"),
+        ({"stages": [{"kind": "train", "name": "x"}]}, "has neither pictures nor a concept"),
         ({"stages": ["train"]}, "a stage is 'train'"),
         ({"stages": {}}, "stages is {}: give a list"),
         ({"title": ""}, "title is empty"),

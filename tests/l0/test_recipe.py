@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from copier import recipe as recipe_module
+from copier.captioning import Policy
 from copier.codec import builtin_recipes
 from copier.errors import BadInput, UnknownName
 from copier.fields import FIELDS
@@ -19,6 +20,8 @@ from copier.recipe import (
     CaptionPolicy,
     CaptionSpec,
     CombineStage,
+    ConceptAction,
+    ConceptSpec,
     DifferenceStage,
     EvaluateStage,
     FileStage,
@@ -32,6 +35,7 @@ from copier.recipe import (
     ResizeStage,
     Schedule,
     Spec,
+    Target,
     Trainer,
     TrainingSpec,
     TrainStage,
@@ -209,7 +213,6 @@ def test_graphs_that_cannot_run_are_refused(make, message):
 @pytest.mark.parametrize(
     "change",
     [
-        {"masked_loss": True},
         {"optimiser_arguments": ("betas=(0.9, 0.99)", "eps=1e-08", "amsgrad=True")},
         {"fp8_base": True, "precision": Precision.BF16},
     ],
@@ -220,6 +223,66 @@ def test_what_sd_scripts_alone_can_is_refused_with_the_builtin_trainer(change):
     with pytest.raises(BadInput, match=f"'x' sets {next(iter(change))}, which the builtin trainer does not"):
         Recipe("r", "R", stages, "x")
     assert Recipe("r", "R", stages, "x", trainer=Trainer.SD_SCRIPTS).stages == stages
+
+
+PAIRED = {"target": Target.PAIR}
+CONCEPT = ConceptSpec(ConceptAction.ERASE, "a red star", neutral="a star")
+BY_TEXT = TrainingSpec(resolution=64)
+
+
+def test_what_the_builtin_trainer_alone_can_is_refused_with_sd_scripts():
+    paired = TrainStage("x", "b", training=TrainingSpec(**PAIRED))
+    text = TrainStage("x", training=BY_TEXT, concept=CONCEPT)
+    for stage, name in ((paired, "target"), (text, "concept")):
+        assert Recipe("r", "R", (stage,), "x").stages == (stage,)
+        with pytest.raises(BadInput, match=f"'x' sets {name}, which sd-scripts does not.*trainer=builtin"):
+            Recipe("r", "R", (stage,), "x", trainer=Trainer.SD_SCRIPTS)
+
+
+@pytest.mark.parametrize("trainer", list(Trainer))
+@pytest.mark.parametrize("change", [{"pair_mask": True}, {"masked_loss": True}], ids=str)
+def test_masks_are_for_both_trainers(trainer, change):
+    stage = TrainStage("x", "b", training=TrainingSpec(**change))
+    assert Recipe("r", "R", (stage,), "x", trainer=trainer).stages == (stage,)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainingSpec(pair_mask=True, masked_loss=True), "choose the pictures' own masks"),
+        (lambda: graph(TrainStage("x", "a", training=TrainingSpec(**PAIRED))), "sets target.*'a' are orig"),
+        (lambda: graph(TrainStage("x", "a", training=TrainingSpec(pair_mask=True))), "sets pair_mask.*orig"),
+        (lambda: TrainStage("x"), "neither pictures nor a concept"),
+        (lambda: TrainStage("x", "a", training=BY_TEXT, concept=CONCEPT), "erase a concept by text.*'a'"),
+        (lambda: TrainStage("x", training=TrainingSpec(resolution=0), concept=CONCEPT), "the resolution 0"),
+        (
+            lambda: TrainStage("x", training=replace(BY_TEXT, text_encoder=True, **PAIRED), concept=CONCEPT),
+            "sets target, text_encoder, which means nothing without pictures",
+        ),
+        (lambda: ConceptSpec(contexts=("on white",)), "'on white' must have {} once"),
+        (lambda: ConceptSpec(contexts=("{} beside {}",)), "must have {} once"),
+        (lambda: ConceptSpec(ConceptAction.MOVE, "a star", "a star"), "'a star' is to be moved to itself"),
+        (lambda: ConceptSpec(ConceptAction.MOVE, "a star"), "'a star' is to be moved to itself"),
+        (lambda: ConceptSpec(ConceptAction.ERASE, neutral="a star"), "no prompt of a concept to erase"),
+        (lambda: graph(TrainStage("x", training=BY_TEXT, concept=CONCEPT, check_every=2)), "has no gate"),
+        (
+            lambda: graph(
+                TrainStage("x", training=BY_TEXT, concept=replace(CONCEPT, contexts=("{} on blue",))),
+                EvaluateStage("e", "x", ("a red star on blue",)),
+            ),
+            "'a red star on blue' of 'e' is also a training caption",
+        ),
+    ],
+)
+def test_targets_masks_and_concepts_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(BadInput, match=message):
+        make()
+
+
+def test_the_control_of_a_pair_is_trained_on_b_alone():
+    lora = TrainStage("copier", "b", training=TrainingSpec(pair_mask=True, **PAIRED))
+    recipe = Recipe("r", "R", (lora, EvaluateStage("e", "copier", ("p",))), "copier")
+    assert with_control(recipe).stage("control").training == TrainingSpec()
 
 
 def test_a_forward_reference_is_an_unknown_name_that_offers_the_earlier_ones():
@@ -246,7 +309,14 @@ def test_the_empty_prompt_was_trained_on_where_captions_are_empty():
         graph(GateStage("gate", "copier", ("",)))
 
 
-@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+MEASURED = sorted(
+    name
+    for name, recipe in builtin_recipes().items()
+    if any(isinstance(stage, EvaluateStage) for stage in recipe.stages)
+)
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_prompts_of_gates_and_evaluations_are_never_training_captions(name):
     recipe = builtin_recipes()[name]
     prompts = {p for s in recipe.stages if isinstance(s, (GateStage, EvaluateStage)) for p in s.prompts}
@@ -325,15 +395,15 @@ def test_pocket_recipes_are_the_same_graphs_trained_by_the_builtin_trainer(name)
     assert {s.training.captions.policy for s in pocket.trainings()} == {CaptionPolicy.VARIED}
 
 
-@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+@pytest.mark.parametrize("name", MEASURED)
 def test_the_control_is_the_training_on_b_on_the_plain_checkpoint(name):
     recipe = builtin_recipes()[name]
     controlled = with_control(recipe)
     control = controlled.stage("control")
-    on_b = [stage for stage in recipe.trainings() if stage.pictures == "b"][-1]
+    on_b = [stage for stage in recipe.trainings() if recipe.given_for(stage.pictures) == "b"][-1]
     assert isinstance(control, TrainStage)
-    assert (control.pictures, control.base, control.start) == ("b", (), "")
-    assert control.training == on_b.training
+    assert (control.pictures, control.base, control.start) == (on_b.pictures, (), "")
+    assert control.training == replace(on_b.training, target=Target.NOISE)
     evaluations = [stage for stage in controlled.stages if isinstance(stage, EvaluateStage)]
     assert [stage.control for stage in evaluations] == ["control"]
     assert [s for s in controlled.stages if s is not control and not isinstance(s, EvaluateStage)] == [
@@ -361,3 +431,18 @@ def test_a_stage_is_found_by_name():
     assert recipe.stage("gate") is recipe.stages[1]
     with pytest.raises(UnknownName, match=r"'gat'.*'gate'"):
         recipe.stage("gat")
+
+
+def test_caption_files_are_reduced_as_the_recipe_says() -> None:
+    texts = ["a red cat, white background, smile", "a blue cat, white background, from behind"]
+    files = CaptionSpec(CaptionPolicy.FILES)
+    assert files.reduced(texts) == texts
+    varies = replace(files, kept=Policy.VARIES)
+    assert varies.reduced(texts) == ["a red cat, smile", "a blue cat, from behind"]
+    constant = replace(files, kept=Policy.CONSTANT)
+    assert constant.reduced(texts) == ["white background", "white background, from behind"]
+    assert replace(constant, keep=("smile",)).reduced(texts) == ["smile", ""]
+    with pytest.raises(BadInput, match="keeps every tag"):
+        replace(files, keep=("smile",))
+    with pytest.raises(BadInput, match="not one tag"):
+        replace(constant, keep=("one, two",))

@@ -27,6 +27,7 @@ from copier.pipeline.store import StageStore
 from copier.pocket.scenes import random_scene, render
 from copier.progress import CancelToken, Observer, ProgressEvent, ignore
 from copier.recipe import (
+    PAIR,
     BaseLora,
     CombineStage,
     DifferenceStage,
@@ -34,6 +35,7 @@ from copier.recipe import (
     FileStage,
     GateStage,
     Optimiser,
+    PictureSet,
     RankPolicy,
     Recipe,
     ResizeStage,
@@ -99,7 +101,13 @@ class FakeWorker:
                 file.write(call + "\n")
 
     def train(
-        self, request: TrainRequest, *, observer: Observer, cancel: CancelToken, on_saved: Any = None
+        self,
+        request: TrainRequest,
+        *,
+        observer: Observer,
+        cancel: CancelToken,
+        on_saved: Any = None,
+        on_drawn: Any = None,
     ) -> TrainResult:
         self._called("train", request)
         losses = []
@@ -107,6 +115,11 @@ class FakeWorker:
             cancel.check()
             losses.append(1.0 / (step + 1))
             observer(ProgressEvent(request.stage, step + 1, request.training.steps, loss=losses[-1]))
+            if request.check and (step + 1) % request.save_every == 0:
+                for check in request.check:
+                    self.sample(check, observer=observer, cancel=cancel)
+                if on_drawn(step + 1):
+                    break
         base = [(file_digest(path), weight) for path, weight in request.base]
         start = None if request.start is None else file_digest(request.start)
         pictures = [file_digest(path) for path in request.pictures]
@@ -148,7 +161,7 @@ def _push(path: Path) -> float:
 
 
 def _written(folder: Path, pictures: Sequence[np.ndarray]) -> tuple[Path, ...]:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     paths = tuple(folder / f"{i:04d}.png" for i in range(len(pictures)))
     for path, picture in zip(paths, pictures, strict=True):
         to_image(picture).save(path)
@@ -182,7 +195,11 @@ def every_kind_there_is() -> Recipe:
     recipe = every_kind()
     terms = (WeightedLora("lora", 1.0), WeightedLora("look", 0.25))
     more = (FileStage("look"), CombineStage("mixture", terms, RankPolicy(rank=4)))
-    return replace(recipe, stages=(*recipe.stages, *more), result="mixture")
+    parts = (
+        PictureSet("a-views", part_of="a", views=2),
+        PictureSet("b-views", "a-views", part_of="b", views=2),
+    )
+    return replace(recipe, stages=(*recipe.stages, *more), pictures=(*PAIR, *parts), result="mixture")
 
 
 def given(request: RunRequest, **pictures: Source) -> RunRequest:

@@ -38,6 +38,7 @@ from copier.recipe import (
     Precision,
     Recipe,
     Schedule,
+    Target,
     Trainer,
     TrainingSpec,
     TrainStage,
@@ -72,6 +73,10 @@ OTHER = {
     "fp8_base": True,
     "gradient_checkpointing": True,
     "masked_loss": True,
+    "pair_mask": True,
+    "mask_margin": 4,
+    "target": Target.PAIR,
+    "eta": 2.0,
     "seed": 2,
 }
 """Another value for every field of a training."""
@@ -168,13 +173,19 @@ def test_a_field_that_came_later_leaves_the_keys_of_earlier_trainings_as_they_we
     assert set(LATER_FIELDS) < set(OTHER)
 
 
+BUILTIN_ONLY = TrainingSpec(target=Target.PAIR).of_builtin_only
+
+
 @pytest.mark.parametrize("field", sorted(OTHER))
 def test_each_number_of_a_training_changes_it_and_what_is_downstream_and_no_other(tmp_path, field):
-    # sd-scripts' trainings have every field, and fp8 needs another precision than fp32.
+    # sd-scripts' trainings have nearly every field, and fp8 needs another precision than fp32.
     recipe = every_kind(replace(TRAINING, precision=Precision.BF16))
-    request = make_request(tmp_path, recipe=replace(recipe, trainer=Trainer.SD_SCRIPTS))
+    trainer = Trainer.BUILTIN if field in BUILTIN_ONLY else Trainer.SD_SCRIPTS
+    request = make_request(tmp_path, recipe=replace(recipe, trainer=trainer))
     # The original's side is given, so that the resolution is the training's alone.
     for stage in ("copier", "wide", "control"):
+        if stage == "copier" and field in ("pair_mask", "target"):
+            continue  # of pairs, and this one is on originals
         other = with_training(request, stage, **{field: OTHER[field]})
         first = [stage]
         if (stage, field) == ("copier", "precision"):
@@ -240,7 +251,14 @@ def test_another_checkpoint_changes_every_key(tmp_path):
     assert make_plan(request).checkpoint == file_digest(request.checkpoint)
 
 
-@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+WITH_COPIER = sorted(
+    name
+    for name, recipe in builtin_recipes().items()
+    if "copier" in [one.name for one in recipe.stages] and not any(one.one_by_one for one in recipe.pictures)
+)
+
+
+@pytest.mark.parametrize("name", WITH_COPIER)
 def test_a_second_edit_reuses_the_copier_its_gate_and_the_bases_pictures(tmp_path, name):
     request = make_request(tmp_path, recipe=with_control(builtin_recipes()[name]))
     moved = changed(request, given(request, b=Edit("outline")))

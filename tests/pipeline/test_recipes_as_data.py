@@ -17,10 +17,11 @@ from pipeline_fake import PROMPTS, SIDE, FakeWorker, execute, execute_and_publis
 from copier.algebra.arithmetic import combine
 from copier.algebra.truncation import RankRule, resize
 from copier.checkpoint.family import Family
-from copier.codec import recipe_from_json, recipe_from_text
+from copier.codec import builtin_recipes, recipe_from_json, recipe_from_text, with_value
 from copier.digest import file_digest
-from copier.errors import BadInput
+from copier.errors import BadInput, BadPicture
 from copier.images.metrics import distance
+from copier.images.pairs import change_mask, read_picture
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
 from copier.pipeline.files import LORA, load_folder, load_set, weight_folder
 from copier.pipeline.plan import plan
@@ -33,6 +34,7 @@ from copier.recipe import STAGE_KINDS, EvaluateStage, Recipe, Trainer, with_cont
 from copier.request import Edit, PictureFiles, RunRequest, Source
 
 TRAINING = {"steps": 2, "rank": 2, "resolution": 0, "optimiser": "adamw"}
+DRAWN = {**TRAINING, "resolution": 64}
 MEASURED = {"prompts": list(PROMPTS), "seeds": [11], "sampling_steps": 2}
 
 
@@ -253,6 +255,91 @@ def _masked(stage):
     return replace(stage, training=replace(stage.training, masked_loss=True))
 
 
+@pytest.mark.parametrize("trainer", list(Trainer))
+def test_masks_of_pairs_reach_the_training_and_only_that_one(tmp_path, trainer):
+    given = {"a": pictures(tmp_path / "a", 30, 60), "b": Edit("grayscale")}
+    stages = [train("copier", "a"), train("lora", "b", "copier", pair_mask=True, mask_margin=3)]
+    asked = request(tmp_path, replace(recipe(stages, "lora"), trainer=trainer), given)
+    masks = {}
+
+    class Looking(FakeWorker):
+        def train(self, request, **rest):
+            masks[request.stage] = [np.asarray(read_picture(path).convert("L")) for path in request.masks]
+            return super().train(request, **rest)
+
+    worker = Looking()
+    done = execute(asked, tmp_path / "data", worker)
+    first, second = load_set(done.entries["a"]), load_set(done.entries["b"])
+    assert masks["copier"] == [] and len(masks["lora"]) == 2
+    for a, b, mask in zip(first, second, masks["lora"], strict=True):
+        np.testing.assert_array_equal(mask, np.asarray(change_mask(a, b, margin=3)))
+    assert not done.entries["lora"].path("masks").exists(), "they can be made again"
+    # An edit that hardly shows is found out before anything is trained.
+    faint = tmp_path / "faint"
+    faint.mkdir()
+    for path in given["a"].paths:
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        Image.fromarray(picture ^ 1).save(faint / path.name)
+    told = FakeWorker()
+    with pytest.raises(BadPicture, match="set pair_mask to false"):
+        execute(replace(asked, pictures={**given, "b": PictureFiles.at(faint)}), tmp_path / "more", told)
+    assert not [call for call in told.calls if call.startswith("train")]
+
+
+def test_a_target_of_pairs_gets_the_originals_and_a_concept_no_picture(tmp_path):
+    given = {"a": pictures(tmp_path / "a", 30, 60), "b": Edit("grayscale")}
+    concept = {"action": "move", "target": "a star", "positive": "a heart"}
+    by_text = {"kind": "train", "name": "moved", "training": DRAWN, "concept": concept}
+    terms = {"kind": "combine", "name": "lora", "terms": [{"lora": "pair"}, {"lora": "moved"}]}
+    asked = request(tmp_path, recipe([train("pair", "b", target="pair"), by_text, terms], "lora"), given)
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    pair, moved = worker.requests
+    assert [path.parent.name for path in pair.originals] == [done.entries["a"].folder.name] * 2
+    assert [path.name for path in pair.originals] == [path.name for path in pair.pictures]
+    assert (moved.pictures, moved.concept) == ((), asked.recipe.stage("moved").concept)
+    assert pair.concept is None
+    again = FakeWorker()
+    execute(asked, tmp_path / "data", again)
+    assert again.calls == []
+    other = with_value(asked.recipe, "moved.concept.guidance=2")
+    keys = [{one.name: one.key for one in plan(replace(asked, recipe=it), file_digest).stages}
+            for it in (asked.recipe, other)]  # fmt: skip
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"moved", "lora"}
+
+
+def test_a_recipe_by_text_alone_needs_no_picture(tmp_path):
+    asked = RunRequest(builtin_recipes()["erase-pocket"], tmp_path / "checkpoint", {}, tmp_path / "out")
+    asked.checkpoint.write_bytes(b"a checkpoint")
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    assert worker.calls == ["train lora"]
+    asked.out.mkdir()
+    assert sorted(publish_run(done)) == ["lora"]
+
+
+def test_checks_on_the_way_draw_few_pictures_of_their_own_and_end_the_training(tmp_path):
+    given = {"a": pictures(tmp_path / "a", 30), "b": Edit("grayscale")}
+    checks = {"check_every": 2, "check_pictures": 3, "check_sampling_steps": 1}
+    copier = train("copier", "a", steps=9) | checks
+    gate = {"kind": "gate", "name": "gate", "lora": "copier", **MEASURED, "seeds": [11, 12]}
+    held = gate | {"median_limit": 2.0, "single_limit": 2.0}
+    asked = request(tmp_path, recipe([copier, held], "copier"), given)
+    worker = FakeWorker()
+    done = execute(asked, tmp_path / "data", worker)
+    assert done.entries["copier"].record.outcome["steps"] == 2
+    (check,) = (one for one in worker.requests if one.stage == "copier" and hasattr(one, "seeds"))
+    assert check.prompts == tuple(PROMPTS) and check.steps == 1 and len(check.guidance) == 3
+    measured = done.plan.draws["gate.pictures"]
+    assert not set(check.seeds) & set(measured.seeds)
+    assert done.plan.draws["copier.base"].seeds == check.seeds
+    assert not {"check", "ideal"} & {path.name for path in done.entries["copier"].folder.iterdir()}
+    missed = gate | {"median_limit": 0.0, "single_limit": 0.0}
+    never = replace(asked, recipe=recipe([copier, missed], "copier"))
+    whole = execute(never, tmp_path / "data", FakeWorker())
+    assert whole.entries["copier"].record.outcome["steps"] == 9
+
+
 def test_two_data_sets_have_captions_of_their_own(tmp_path):
     given = {
         "screenshots": pictures(tmp_path / "screenshots", 30, 60),
@@ -320,7 +407,8 @@ def test_the_report_is_about_the_result_and_names_other_evaluations_and_gates(tm
     asked = request(tmp_path, what, given)
     done = execute(asked, tmp_path / "data", FakeWorker())
     told = report_data([done], [{}])
-    assert told.notes == ("The evaluation 'evaluate' is shown; there are others: early.",)
+    assert told.notes[-1] == "The evaluation 'evaluate' is shown; there are others: early."
+    assert told.notes[0].startswith("mean adds 2 LoRAs; the cosines of their changes are ")
     shown = told.results[0].strip.figures.at(1.0).effect
     assert shown == pytest.approx(done.entries["evaluate"].record.outcome["lora"][3]["effect"])
     labels = [row.label for row in seed_table([done, done]).rows]

@@ -18,7 +18,8 @@ from copier.ops.lora_file import read_lora
 from copier.progress import CancelToken, ProgressEvent
 from copier.recipe import LossWeighting, Optimiser, Precision, TrainingSpec
 from copier.training import builtin
-from copier.training.builtin import TrainingJob, random_stream, train
+from copier.training.builtin import TrainingJob, train
+from copier.training.objectives import Draws, loss_weights, random_stream
 
 
 def state(model: DiffusionModel) -> dict[str, torch.Tensor]:
@@ -219,7 +220,7 @@ def test_what_cannot_work_is_refused_before_training(
 def test_streams_are_independent_of_each_other_and_of_the_batch() -> None:
     latents, shape = torch.zeros(3, 4, 8, 8), torch.Size((4, 4, 8, 8))
     spec = TrainingSpec(batch_size=4, min_timestep=100, max_timestep=103)
-    one, other = builtin._Draws(spec, latents), builtin._Draws(spec, latents)
+    one, other = Draws(spec, latents), Draws(spec, latents)
     for _ in range(5):
         one.noise(shape)
     assert torch.equal(one.timesteps(), other.timesteps())
@@ -232,10 +233,10 @@ def test_streams_are_independent_of_each_other_and_of_the_batch() -> None:
 
 def test_loss_weights_follow_the_spec() -> None:
     alpha_bar = schedule.alphas_cumprod()
-    assert torch.all(builtin.loss_weights(TrainingSpec(), alpha_bar, velocity=False) == 1)
+    assert torch.all(loss_weights(TrainingSpec(), alpha_bar, velocity=False) == 1)
     snr = schedule.signal_to_noise(alpha_bar)
     spec = TrainingSpec(loss_weighting=LossWeighting.DEBIASED)
-    assert torch.equal(builtin.loss_weights(spec, alpha_bar, velocity=False), schedule.debiased_weights(snr))
+    assert torch.equal(loss_weights(spec, alpha_bar, velocity=False), schedule.debiased_weights(snr))
 
 
 def test_the_loss_scale_halves_on_overflow_and_divides_otherwise() -> None:
@@ -261,7 +262,7 @@ def test_a_batch_is_of_one_size_and_every_picture_comes_as_often() -> None:
     square, wide = torch.zeros(4, 8, 8), torch.zeros(4, 4, 8)
     shapes = [square, wide, square, square, wide]
     for size in (1, 2, 3):
-        draws = builtin._Draws(TrainingSpec(batch_size=size, seed=4), shapes)
+        draws = Draws(TrainingSpec(batch_size=size, seed=4), shapes)
         batches = [draws.pictures() for _ in range(60 // size)]
         assert {len(batch) for batch in batches} == {size}
         assert all(len({shapes[one].shape for one in batch}) == 1 for batch in batches)
@@ -272,7 +273,7 @@ def test_a_batch_is_of_one_size_and_every_picture_comes_as_often() -> None:
 
 def test_pictures_of_one_size_come_as_they_always_did() -> None:
     """One permutation of all after the other, cut into batches; so keys of the cache stay true."""
-    draws = builtin._Draws(TrainingSpec(batch_size=3, seed=4), [torch.zeros(4, 8, 8)] * 5)
+    draws = Draws(TrainingSpec(batch_size=3, seed=4), [torch.zeros(4, 8, 8)] * 5)
     stream = random_stream(4, "pictures")
     order = [number for _ in range(6) for number in torch.randperm(5, generator=stream).tolist()]
     assert [draws.pictures() for _ in range(10)] == [order[i : i + 3] for i in range(0, 30, 3)]
@@ -292,7 +293,7 @@ def test_pictures_of_several_sizes_are_trained_on_each_at_its_own(
     firsts = {}
     for seed in range(1, 9):
         seeded = replace(spec, seed=seed, steps=1)
-        first = builtin._Draws(seeded, [torch.zeros(one.shape) for one in sizes]).pictures()[0]
+        first = Draws(seeded, [torch.zeros(one.shape) for one in sizes]).pictures()[0]
         firsts[sizes[first].shape] = seeded, first
     assert len(firsts) == 2, "either size comes first once"
     for number, (seeded, first) in enumerate(firsts.values()):

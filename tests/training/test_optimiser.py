@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from copier.recipe import Optimiser, Schedule, TrainingSpec
-from copier.training.optimiser import build_optimiser, learning_rate, with_available_optimiser
+from copier.training.optimiser import Rates, build_optimiser, learning_rate, with_available_optimiser
 
 SPEC = TrainingSpec(steps=100, warmup_steps=10, learning_rate=1.0)
 
@@ -47,3 +47,22 @@ def test_eight_bits_on_the_cpu_are_replaced_with_a_note() -> None:
     assert len(notes) == 1 and "CUDA" in notes[0]
     assert with_available_optimiser(spec, "cpu", notes.append) is spec
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+def test_a_training_that_is_ended_early_comes_to_rest_and_never_goes_faster_or_longer(
+    schedule: Schedule,
+) -> None:
+    spec = TrainingSpec(steps=40, warmup_steps=4, learning_rate=0.01, schedule=schedule)
+    plain = Rates(spec)
+    for held, cooling in ((10, 8), (2, 8), (36, 8)):
+        ended = plain.cooled(held, cooling)
+        assert ended.steps == min(held + cooling, 40) and ended.falling and not plain.falling
+        rates = [ended.at(step) for step in range(ended.steps)]
+        planned = [plain.at(step) for step in range(ended.steps)]
+        assert rates[:held] == planned[:held] == [learning_rate(spec, step) for step in range(held)]
+        assert all(0 < rate <= known for rate, known in zip(rates, planned, strict=True))
+        falling = rates[held:]
+        assert falling == sorted(falling, reverse=True)
+        # The next step would have none.
+        assert falling[-1] <= planned[held] / len(falling) + 1e-12

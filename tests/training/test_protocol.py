@@ -12,7 +12,16 @@ from copier import errors
 from copier.errors import BadInput, Cancelled, CopierError, TrainingFailed, UnknownName
 from copier.model_options import ModelOptions, Prediction
 from copier.progress import Phase, ProgressEvent
-from copier.recipe import CaptionPolicy, CaptionSpec, Precision, Schedule, TrainingSpec
+from copier.recipe import (
+    CaptionPolicy,
+    CaptionSpec,
+    ConceptAction,
+    ConceptSpec,
+    Precision,
+    Schedule,
+    Target,
+    TrainingSpec,
+)
 from copier.training import protocol
 
 REQUESTS = [
@@ -34,6 +43,19 @@ REQUESTS = [
         stage="copier",
     ),
     protocol.TrainRequest(Path("c"), (Path("a"),), Path("o"), TrainingSpec()),
+    protocol.TrainRequest(
+        Path("c"),
+        (Path("b"), Path("d")),
+        Path("o"),
+        TrainingSpec(target=Target.PAIR),
+        originals=(Path("a"), Path("c")),
+        masks=(Path("m"), None),
+        save_every=5,
+        check=(protocol.SampleRequest(Path("c"), ("a",), (1,), Path("out"), guidance=(1.0,)),),
+    ),
+    protocol.TrainRequest(
+        Path("c"), (), Path("o"), TrainingSpec(), concept=ConceptSpec(ConceptAction.MOVE, "a star", "a heart")
+    ),
     protocol.SampleRequest(
         checkpoint=Path("c"),
         prompts=("a", "b"),

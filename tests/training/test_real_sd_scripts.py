@@ -89,7 +89,7 @@ def job(family: Family, training: TrainingSpec, **changes: Any) -> ScriptJob:
 
 def commands() -> list[Command]:
     found = []
-    for recipe in builtin_recipes().values():
+    for recipe in (one for one in builtin_recipes().values() if one.pictures):
         for stage in with_control(recipe).trainings():
             base = tuple((ROOT / f"{one.lora}.safetensors", one.multiplier) for one in stage.base)
             start = ROOT / "start.safetensors" if stage.start else None

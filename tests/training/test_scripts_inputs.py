@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from copier.checkpoint.targets import trained_names
 from copier.diffusion.model import DiffusionModel
 from copier.errors import BadInput
 from copier.ops.lora_file import read_lora, write_lora
-from copier.recipe import TrainingSpec
+from copier.recipe import ConceptAction, ConceptSpec, Target, TrainingSpec
+from copier.training.machine import Device
+from copier.training.protocol import TrainRequest
 from copier.training.scripts_inputs import is_in_ldm_names, write_autoencoder, write_start
+from copier.training.scripts_trainer import ScriptsTrainer
 
 SPEC = TrainingSpec(rank=6, alpha=3.0, conv_rank=5, conv_alpha=2.0)
 
@@ -66,3 +70,20 @@ def test_an_autoencoder_in_diffusers_names_is_written_in_ldms(
     assert set(written) == {key for key in whole if key.startswith(VAE_PREFIX)}
     for key, tensor in written.items():
         assert torch.equal(tensor.reshape(whole[key].shape).float(), whole[key].float()), key
+
+
+@pytest.mark.parametrize(
+    ("change", "concept", "name"),
+    [({"target": Target.PAIR}, None, "target"), ({}, ConceptSpec(ConceptAction.ERASE, "a star"), "concept")],
+    ids=["target", "concept"],
+)
+def test_a_loss_that_sd_scripts_does_not_have_is_refused_instead_of_trained_with_another(
+    change: dict[str, Target], concept: ConceptSpec | None, name: str, tmp_path: Path
+) -> None:
+    nowhere: Any = None  # neither sd-scripts nor its packages are asked for
+    trainer = ScriptsTrainer(nowhere, nowhere, device=Device("cpu"), logs=tmp_path)
+    request = TrainRequest(
+        tmp_path / "c", (tmp_path / "a.png",), tmp_path / "o", TrainingSpec(**change), concept=concept
+    )
+    with pytest.raises(BadInput, match=f"sd-scripts does not have {name}"):
+        trainer.train(request)

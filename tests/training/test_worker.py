@@ -62,6 +62,56 @@ def test_train_and_sample_do_what_the_functions_do_in_this_process(
     assert np.abs(plain - mine).max() > 0.02
 
 
+def test_a_check_draws_with_the_lora_as_it_is_and_the_verdict_ends_the_training(
+    worker: BuiltinWorker, checkpoint: Path, short: TrainingSpec, picture_file: Path, tmp_path: Path
+) -> None:
+    """At a constant rate the LoRA of a check after two steps is that of a training of two."""
+    two = tmp_path / "two.safetensors"
+    worker.train(TrainRequest(checkpoint, (picture_file,), two, replace(short, steps=2)))
+    wanted = SampleRequest(checkpoint, ("a cat",), (1,), tmp_path / "expected", steps=2, **SIZE)
+    (expected,) = worker.sample(replace(wanted, loras=((two, 1.0),))).pictures
+    (plain,) = worker.sample(replace(wanted, out=tmp_path / "plain")).pictures
+    check = replace(wanted, out=tmp_path / "check")
+    asked: list[tuple[int, np.ndarray]] = []
+
+    def drawn(step: int) -> bool:
+        asked.append((step, read(check.out / "0000.png")))
+        return step == 4
+
+    request = TrainRequest(
+        checkpoint, (picture_file,), tmp_path / "lora.safetensors", replace(short, steps=9), save_every=2,
+        check=(check,),
+    )  # fmt: skip
+    result = worker.train(request, on_drawn=drawn)
+    assert [step for step, _ in asked] == [2, 4] and len(result.losses) == 6
+    np.testing.assert_allclose(asked[0][1], read(expected), atol=0.02)
+    assert np.abs(read(expected) - read(plain)).max() > 0.05
+    (after,) = worker.sample(replace(wanted, out=tmp_path / "again")).pictures
+    assert after.read_bytes() == plain.read_bytes()
+
+
+def test_a_training_that_waits_for_a_verdict_can_be_stopped(
+    worker: BuiltinWorker, checkpoint: Path, short: TrainingSpec, picture_file: Path, tmp_path: Path
+) -> None:
+    cancel = CancelToken()
+    check = SampleRequest(checkpoint, ("a cat",), (1,), tmp_path / "check", steps=1, **SIZE)
+    request = TrainRequest(
+        checkpoint, (picture_file,), tmp_path / "lora.safetensors", short, save_every=1, check=(check,)
+    )
+
+    def drawn(step: int) -> bool:
+        cancel.cancel()
+        return False
+
+    with pytest.raises(Cancelled):
+        worker.train(request, on_drawn=drawn, cancel=cancel)
+    assert not request.output.exists()
+    # The verdict came late or never: the next training asks for its own.
+    asked: list[int] = []
+    worker.train(request, on_drawn=lambda step: bool(asked.append(step)))
+    assert asked == [1, 2]
+
+
 def test_the_checkpoint_is_loaded_once_and_a_lora_leaves_no_trace(
     worker: BuiltinWorker, model: DiffusionModel, checkpoint: Path, trained: Path, tmp_path: Path
 ) -> None:

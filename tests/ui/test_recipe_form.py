@@ -173,18 +173,24 @@ def test_fields_show_where_they_matter() -> None:
     assert "train.training.min_snr_gamma" in visible_paths(changed, "copier")
     by_scripts, _, _ = with_form(recipe, "copier", {"recipe.trainer": "sd-scripts"})
     assert "train.training.fp8_base" in visible_paths(by_scripts, "copier")
+    by_text = visible_paths(RECIPES["erase-pocket"], "lora")
+    assert {"train.concept.neutral", "train.training.steps"} < by_text
+    assert not {"train.pictures", "train.training.target", "train.training.captions.policy"} & by_text
+    assert "train.concept.neutral" not in visible_paths(RECIPES["move-pocket"], "lora")
+    assert "train.concept.action" in shown and "train.concept.target" not in shown
+    assert "train.training.eta" in visible_paths(RECIPES["semantic-pair-pocket"], "lora")
 
 
 def test_no_field_is_hidden_for_good() -> None:
     seen: set[str] = set()
     for recipe in (every_kind(), *RECIPES.values()):
         for trainer in ("builtin", "sd-scripts"):
-            for policy in ("empty", "varied"):
+            for policy in ("empty", "varied", "files"):
                 for stage in recipe.stages:
                     seen |= visible_paths(recipe, stage.name)
                     given: dict[str, Any] = {"recipe.trainer": trainer}
-                    if isinstance(stage, TrainStage):
-                        texts = "" if policy == "empty" else "p\nq"
+                    if isinstance(stage, TrainStage) and not stage.concept.by_text:
+                        texts = "p\nq" if policy == "varied" else ""
                         given |= {
                             "train.training.captions.policy": policy,
                             "train.training.captions.texts": texts,
@@ -200,8 +206,13 @@ def test_no_field_is_hidden_for_good() -> None:
                         changed, _, _ = with_form(recipe, stage.name, more)
                         seen |= visible_paths(changed, stage.name)
                     changed, name, problems = with_form(recipe, stage.name, given)
-                    assert not problems or "prompt" in problems[0].message, problems
+                    known = ("prompt", "which sd-scripts does not have")
+                    assert not problems or any(one in problems[0].message for one in known), problems
                     seen |= visible_paths(changed, name)
+                    for path in ("train.training.pair_mask", "train.check_every"):
+                        if isinstance(stage, TrainStage):
+                            changed, name, _ = with_form(recipe, stage.name, {path: 1})
+                            seen |= visible_paths(changed, name)
     assert seen == set(LEAVES)
 
 

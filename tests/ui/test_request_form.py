@@ -157,3 +157,21 @@ def test_loras_of_one_name_in_two_folders_are_told_apart(host: Any) -> None:
     assert lora_file("sub/one.safetensors", host) == folder / "sub/one.safetensors"
     with pytest.raises(BadInput, match="gone"):
         lora_file("gone", host)
+
+
+def test_a_recipe_of_two_sets_takes_the_second_from_where_edited_pictures_go(
+    host: Any, settings: Any, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{name}.png" for name in ("one", "two", "hero")]
+    for path in files:
+        Image.new("RGB", (128, 128), (200, 10, 10)).save(path)
+    recipe = builtin_recipes()["character-pocket"]
+    given = Pictures(tuple(files[:2]), tuple(files[2:]))
+    found = wanted(PLAIN, recipe, given, host, settings, edits_json())
+    assert found.problems == ()
+    assert {name: one.paths for name, one in found.request.pictures.items()} == {
+        "base": given.originals,
+        "character": given.edited,
+    }
+    (problem,) = wanted(PLAIN, recipe, Pictures(given.originals), host, settings, edits_json()).problems
+    assert problem.path == "edited.files" and "'character'" in problem.message

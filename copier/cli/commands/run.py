@@ -280,7 +280,7 @@ def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source
         drawn_seed = 1 if arguments.a_seed is None else arguments.a_seed
         pictures["a"] = Generated(arguments.a_prompt, drawn_seed, size=arguments.a_size or 0)
     if arguments.edit is not None:
-        open_sets = [one.name for one in recipe.changed if one.name not in pictures]
+        open_sets = [one.name for one in recipe.given if one.of and one.name not in pictures]
         if not open_sets:
             raise BadInput(
                 "--edit has nothing to do: every changed set of the recipe has files, or there is none; "
@@ -288,7 +288,7 @@ def _pictures(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Source
             )
         for name in open_sets:
             pictures[name] = Edit(arguments.edit, dict(arguments.edit_set or ()))
-    wanted = {one.name for one in recipe.pictures}
+    wanted = {one.name for one in recipe.given}
     if "a" in wanted - set(pictures):
         raise BadInput(f"the original A is missing: {_ORIGINAL}")
     if "b" in wanted - set(pictures):
@@ -318,6 +318,7 @@ def outcome_text(data: dict[str, Any]) -> str:
             )
         )
     lines += [(one["title"], text) for one in data["results"] for text in result_lines(one)]
+    lines += [("disagreement", text) for text in data["disagreements"]]
     checks = data["checks"]
     if checks["count"]:
         lines.append(("checks", f"{checks['passed']} of {checks['count']} passed"))

@@ -1,0 +1,227 @@
+"""The recipes on sets, measured on the pocket checkpoint: ``python -m copier.pocket.methods --help``.
+
+Pictures are drawn by ``copier.pocket.scenes``: characters (a shape, a colour and an ornament that the
+checkpoint does not know) in a rendered look (glossy, without outline). Every LoRA is then drawn on the plain
+checkpoint, with prompts and seeds that no training saw, and the pictures are read back by
+``copier.pocket.judge``:
+
+    character   share of the pictures with the character's shape, colour and ornament
+    look        how far the rim's darkness is from that of a plain picture of it (0) to a rendered one's (1)
+
+What was trained or drawn once is found again, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from copier.app.distilling import candidates
+from copier.app.pictures import DrawRequest
+from copier.app.service import execute
+from copier.app.settings import Settings
+from copier.codec import load_recipe, recipe_to_json, with_value
+from copier.digest import json_digest
+from copier.evaluation.comparison import spread
+from copier.images.effects import to_image
+from copier.images.sheet import Block, Row, Tile, contact_sheet
+from copier.pipeline.files import load_picture
+from copier.pocket.checkpoint import checkpoint_path
+from copier.pocket.judge import dressed, judge, outlined
+from copier.pocket.scenes import Scene, jittered, ornament_rgb, render
+from copier.recipe import Recipe, reseeded
+from copier.request import PictureFiles, RunRequest
+
+LOOK = "3d"
+"""The style of scenes that is the look: no caption names it."""
+HERO = Scene("star", "purple", "white", LOOK, ornament="belt")
+OTHERS = tuple(
+    Scene(shape, colour, "white", LOOK, ornament=ornament)
+    for shape, colour, ornament in (
+        ("circle", "red", "cap"),
+        ("heart", "yellow", "spots"),
+        ("square", "blue", "cap"),
+        ("triangle", "green", "spots"),
+        ("cross", "orange", "belt"),
+        ("ring", "pink", "spots"),
+        ("crescent", "cyan", "belt"),
+    )
+)
+"""The characters of the base set; the article has about five."""
+PROMPTS = (
+    "white background, large",
+    "white background, small",
+    "white background, drawing",
+    "white background, nice",
+    "a picture, white background",
+    "a toy, white background",
+    "something on white background",
+    "a picture on white background",
+)
+"""Their words besides the training's caption say nothing of shape, colour or look."""
+SEEDS = (3001, 3002, 3003, 3004)
+COMPARED = ("via a base", "without a base")
+SHOWN = 8
+"""Pictures of each row of a sheet."""
+LEAST_BODY, LEAST_WORN = 0.3, 0.08
+"""Shares of a shape's pixels from which it has the colour, and wears the ornament."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was read from pictures: shares of all of them, and the mean look."""
+
+    character: float
+    shape: float
+    colour: float
+    ornament: float
+    look: float
+
+
+def write_set(folder: Path, characters: Sequence[Scene], each: int, *, seed: int) -> Path:
+    """A training set: ``each`` pictures of every character, upright, with caption files of tags."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number, character in enumerate(characters):
+        for view in range(each):
+            scene = replace(jittered(character, rng), angle=0.0)
+            name = f"{number}-{view}"
+            to_image(render(scene)).save(folder / f"{name}.png")
+            tags = f"a {scene.colour} {scene.shape}, {scene.ornament}, {scene.background} background, 3d"
+            (folder / f"{name}.txt").write_text(f"{tags}\n", encoding="utf-8")
+    return folder
+
+
+def figures(pictures: Sequence[np.ndarray], hero: Scene = HERO) -> Figures:
+    """How far the pictures show the character, and the look."""
+    plain, rendered = (outlined(render(replace(hero, style=style))) for style in (None, LOOK))
+    seen = []
+    for picture in pictures:
+        body, worn = dressed(picture, hero.colour, ornament_rgb(hero.colour))
+        told = (judge(picture).shape == hero.shape, body >= LEAST_BODY, worn >= LEAST_WORN)
+        seen.append((all(told), *told, (outlined(picture) - plain) / (rendered - plain)))
+    return Figures(*(float(value) for value in np.mean(np.array(seen, dtype=float), axis=0)))
+
+
+def recipes(changes: Sequence[str] = ()) -> dict[str, Recipe]:
+    """What is compared: the recipes via a base and via a style, and the last training without any."""
+    via = load_recipe("character-pocket")
+    plain = with_value(load_recipe("picture-set-pocket"), 'training.captions.kept="constant"')
+    styled = load_recipe("style-subject-pocket")
+    found = {"via a base": via, "without a base": plain, "style-separated": styled}
+    for change in changes:
+        found = {name: with_value(recipe, change) for name, recipe in found.items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it works: ``work`` keeps sets, LoRAs and pictures."""
+
+    work: Path
+    threads: int | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """With a store of its own."""
+        return Settings(self.work / "data")
+
+    def trained(self, recipe: Recipe, sets: Mapping[str, Path]) -> Path:
+        """The LoRA of the recipe on these sets."""
+        pictures = {one.name: PictureFiles.at(sets[one.name]) for one in recipe.given}
+        out = self.work / "runs" / _short(recipe)
+        request = RunRequest(recipe, checkpoint_path(), pictures, out, device="cpu", threads=self.threads)
+        return execute([request], self.settings).result
+
+    def drawn(self, lora: Path | None, name: str) -> list[np.ndarray]:
+        """Pictures of every prompt and seed on the plain checkpoint, with the LoRA at weight 1."""
+        request = DrawRequest(
+            checkpoint=checkpoint_path(),
+            prompts=PROMPTS,
+            seeds=SEEDS,
+            out=self.work / "drawn" / name,
+            loras=() if lora is None else ((lora, 1.0),),
+            steps=8,
+            guidance=4.0,
+            device="cpu",
+            threads=self.threads,
+        )
+        return [load_picture(one.path) for one in candidates(request, self.settings)]
+
+
+def measure(
+    bench: Bench, seeds: int, changes: Sequence[str] = (), wanted: Sequence[str] = COMPARED
+) -> tuple[dict[str, Any], list[Row]]:
+    """Figures of every LoRA and seed as JSON, and the rows of a sheet."""
+    sets = {"base": write_set(bench.work / "base", OTHERS, 3, seed=5)}
+    sets["character"] = sets["set"] = write_set(bench.work / "character", [HERO], 6, seed=6)
+    sets |= {"style": sets["base"], "subject": sets["character"]}
+    trained_on = [load_picture(path) for path in sorted(sets["character"].glob("*.png"))]
+    found: dict[str, Any] = {"trained on": [vars(figures(trained_on))]}
+    rows = [_row("trained on", trained_on)]
+    for offset in range(seeds):
+        for name in wanted:
+            seeded = reseeded(recipes(changes)[name], offset)
+            pictures = bench.drawn(bench.trained(seeded, sets), _short(seeded))
+            found.setdefault(name, []).append(vars(figures(pictures)))
+            print(name, offset, found[name][-1], file=sys.stderr, flush=True)
+            if not offset:
+                rows.append(_row(name, pictures))
+    base = bench.drawn(None, "checkpoint")
+    found["the checkpoint"] = [vars(figures(base))]
+    return found, [*rows, _row("the checkpoint", base)]
+
+
+def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Mean, smallest and largest over the training seeds, for each figure."""
+    told: dict[str, Any] = {}
+    for name, seeds in found.items():
+        spreads = {figure: spread([one[figure] for one in seeds]) for figure in seeds[0]}
+        told[name] = {
+            figure: {"mean": round(one.mean, 3), "low": round(one.low, 3), "high": round(one.high, 3)}
+            for figure, one in spreads.items()
+        }
+    return told
+
+
+def _short(recipe: Recipe) -> str:
+    return f"{recipe.name}-{json_digest(recipe_to_json(recipe))[:12]}"
+
+
+def _row(label: str, pictures: Sequence[np.ndarray]) -> Row:
+    step = max(1, len(pictures) // SHOWN)
+    return Row(tuple(Tile(picture) for picture in pictures[::step][:SHOWN]), label)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write ``character.json`` and ``character.png``."""
+    parser = argparse.ArgumentParser(description="Measure the recipe 'character via a base'.")
+    parser.add_argument("--work", type=Path, required=True, help="folder of what is trained and drawn")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the outcome")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds (default: 3)")
+    parser.add_argument("--only", action="append", choices=[*recipes()], help="what is compared")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--set", action="append", default=[], help="as of `copier run`, for both recipes")
+    given = parser.parse_args(arguments)
+    found, rows = measure(Bench(given.work, given.threads), given.seeds, given.set, given.only or COMPARED)
+    given.out.mkdir(parents=True, exist_ok=True)
+    data = {
+        "prompts": list(PROMPTS),
+        "seeds": list(SEEDS),
+        "set": given.set,
+        "summary": summary(found),
+        "figures": found,
+    }
+    (given.out / "character.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    contact_sheet([Block(tuple(rows))]).save(given.out / "character.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
