@@ -20,6 +20,7 @@ def data_uri(picture: AnyPicture, size: int, *, lossless: bool = False) -> str:
     if lossless:
         image.save(buffer, format="PNG", optimize=True)
     else:
-        image.save(buffer, format="JPEG", quality=90, subsampling=0, optimize=True)
+        # Without "optimize": with it Pillow fails on noise, which takes more than a byte for a pixel.
+        image.save(buffer, format="JPEG", quality=90, subsampling=0)
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
