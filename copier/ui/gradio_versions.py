@@ -70,7 +70,11 @@ def listen_ordered(
     # that the states were left out, and moves every value.
     source = f"(...given) => {{ {script} return given.slice(0, {len(inputs)}); }}"
     options: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "queue": True, _SCRIPT: source}
-    getattr(component, event)(handler, list(inputs), _in_order(outputs), **options)
+
+    def called(*given: Any) -> Answer:
+        return _written(handler(*map(held, inputs, given)))
+
+    getattr(component, event)(called, list(inputs), _in_order(outputs), **options)
 
 
 def listen_script(component: Block, event: str, script: str) -> None:
@@ -87,7 +91,7 @@ def on_select(
     """Call ``handler`` with the inputs' values and the index of what was chosen in ``component``."""
 
     def chosen(data: dict[Block, Any], event: gr.SelectData) -> Answer:
-        return handler(data, int(event.index))
+        return _written(handler(_read(data), int(event.index)))
 
     # gradio looks for the type itself among the annotations, which are texts in this module.
     chosen.__annotations__ = {"event": gr.SelectData}
@@ -98,9 +102,11 @@ def on_select(
 
 def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:
     """Without inputs gradio calls a handler without arguments."""
-    if inputs:
-        return handler
-    return lambda: handler({})
+
+    def called(data: dict[Block, Any]) -> Answer:
+        return _written(handler(_read(data)))
+
+    return called if inputs else lambda: called({})
 
 
 def kept(value: Any, *, elem_id: str) -> Any:
@@ -111,16 +117,31 @@ def kept(value: Any, *, elem_id: str) -> Any:
     place of what is of another type.
     """
 
-    def read(text: Any) -> Any:
-        try:
-            found = json.loads(text)
-        except (TypeError, ValueError, RecursionError):
-            return value
-        return found if type(found) is type(value) else value
-
     component = gr.Textbox(json.dumps(value), visible=False, show_label=False, elem_id=elem_id)
-    component.preprocess, component.postprocess = read, json.dumps
+    # Neither a class of our own, for which gradio 4 writes a file beside this one, nor methods of this
+    # object, for gradio 4 makes another one of the usual class with every answer that leaves it out.
+    component.copier_kept = value
     return component
+
+
+def held(component: Block, given: Any) -> Any:
+    """What a handler gets of what ``component`` sends: what is ``kept`` there, else ``given`` itself."""
+    if not hasattr(component, "copier_kept"):
+        return given
+    value = component.copier_kept
+    try:
+        found = json.loads(given)
+    except (TypeError, ValueError, RecursionError):
+        return value
+    return found if type(found) is type(value) else value
+
+
+def _read(data: dict[Block, Any]) -> dict[Block, Any]:
+    return {one: held(one, given) for one, given in data.items()}
+
+
+def _written(answer: Answer) -> Answer:
+    return {one: json.dumps(value) if hasattr(one, "copier_kept") else value for one, value in answer.items()}
 
 
 def run_script(blocks: Blocks, source: str) -> None:

@@ -66,10 +66,11 @@ class PlainHost:
         return {}
 
 
-def held(component: Any) -> Any:
-    """What a handler is given of a component of a fresh page; what the page itself keeps is JSON there."""
-    value = getattr(component, "value", None)
-    return component.preprocess(value) if "preprocess" in vars(component) else value
+def fresh(component: Any) -> Any:
+    """What a handler is given of a component of a page that was just opened."""
+    from copier.ui.gradio_versions import held
+
+    return held(component, getattr(component, "value", None))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from copier.ui import words
 from copier.ui.parts import Parts
 from copier.ui.recipe_form import with_caption_files
 from copier.ui.tab import Tab
-from tests.ui.conftest import held
+from tests.ui.conftest import fresh
 
 Heard = list[tuple[Path, ...]]
 
@@ -48,7 +48,7 @@ def tab(host: Any, settings: Any) -> Tab:
 
 def given(tab: Tab, pictures: tuple[Path, ...], **more: Any) -> dict[Any, Any]:
     """What a page sends: its fields as they are, those pictures, and more fields by their last name."""
-    data = {one: held(one) for one in tab.whole_form | tab.form.under("captions")}
+    data = {one: fresh(one) for one in tab.whole_form | tab.form.under("captions")}
     kept = [str(keep_picture(one, tab.parts.settings)) for one in pictures]
     data[tab.original.originals] = kept
     return data | {tab.form[f"captions.{name}"]: value for name, value in more.items()}

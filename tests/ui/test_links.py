@@ -24,7 +24,7 @@ from copier.ui.link_values import A, Arrival, B, Links, Received
 from copier.ui.parts import Parts
 from copier.ui.request_form import OWN_EDIT
 from copier.ui.tab import build_tab
-from tests.ui.conftest import held
+from tests.ui.conftest import fresh
 
 RECIPE = builtin_recipes()["copier-quick"]
 
@@ -60,7 +60,7 @@ class Wired:
     def click(self, button: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """What the handler answers; components without a value keep their first one."""
         handler, inputs, outputs, _ = self.calls[button]
-        answer = dict(handler(*(values.get(one, held(one)) for one in inputs)))
+        answer = dict(handler(*(values.get(one, fresh(one)) for one in inputs)))
         assert set(answer) <= outputs, "an answer for what is no output"
         return answer
 

@@ -23,7 +23,7 @@ from copier.ui.recipe_form import LEAVES
 from copier.ui.run_section import change_words
 from copier.ui.tab import Tab, build_tab
 from copier.ui.visible_texts import visible_texts
-from tests.ui.conftest import held
+from tests.ui.conftest import fresh
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -99,12 +99,27 @@ def test_nothing_is_kept_in_the_hosts_ui_config(parts: Parts) -> None:
 def test_a_page_keeps_its_values_itself_and_junk_counts_as_nothing(parts: Parts) -> None:
     import gradio as gr
 
-    with gr.Blocks():
+    seen: list[Any] = []
+    with gr.Blocks() as blocks:
+        button, plain = gr.Button(), gr.Textbox()
         names = gradio_versions.kept(["a"], elem_id="copier_names")
-    assert names.preprocess(names.value) == ["a"]
-    assert names.preprocess(names.postprocess(["ü", "b"])) == ["ü", "b"]
+
+        def handler(data: dict[Any, Any]) -> dict[Any, Any]:
+            seen.append((data[names], data[plain]))
+            return {names: [*data[names], "ü"], plain: "x"}
+
+        gradio_versions.listen(button, "click", handler, {names, plain}, {names, plain})
+        gradio_versions.listen_ordered(
+            button, "click", lambda first, second: handler({names: first, plain: second}),
+            [names, plain], {names, plain}, script="",
+        )  # fmt: skip
+    functions = blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns
+    by_dict, in_order = [one.fn for one in functions if one.fn is not None]
+    for answer in (by_dict({names: '["x"]', plain: "[]"}), in_order('["x"]', "[]")):
+        assert json.loads(answer[names]) == ["x", "ü"] and answer[plain] == "x"
     for junk in (None, "", "{", '"text"', "[" * 100_000):
-        assert names.preprocess(junk) == ["a"]
+        by_dict({names: junk, plain: ""})
+    assert seen == [(["x"], "[]")] * 2 + [(["a"], "")] * 5
     assert not [one for one in build_tab(parts).blocks.values() if isinstance(one, gr.State)]
 
 
@@ -124,7 +139,7 @@ def test_every_handler_takes_a_dict_and_may_give_only_what_it_names(parts: Parts
 
     with gr.Blocks():
         tab = Tab(parts)
-        form = {one: held(one) for one in {*tab.whole_form, *tab.form.every()}}
+        form = {one: fresh(one) for one in {*tab.whole_form, *tab.form.every()}}
         checked = tab.checked(form)
         assert "no original" in str(checked[tab.run.problems])
         seen = tab.observe({tab.run.watched: "", tab.run.sent: {}, tab.tools.job: "", tab.setup.job: ""})
