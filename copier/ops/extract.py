@@ -12,11 +12,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from copier.algebra.approximation import Counted
 from copier.algebra.delta import LowRankDelta
 from copier.algebra.lora import LoraWeights
 from copier.algebra.randomised import Approximation, approximate, squared_norm
@@ -31,9 +32,9 @@ from copier.errors import BadInput
 from copier.ops.differences import Differences
 from copier.ops.digests import described_inputs
 from copier.ops.lora_file import network_metadata, says_velocity, write_lora
-from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input
-from copier.ops.threads import one_thread_each
-from copier.progress import CancelToken, Observer, ProgressEvent, ignore
+from copier.ops.report import Digest, InputFile, OperationReport, rank_ranges, refuse_own_input, told
+from copier.ops.threads import one_thread_each, side_by_side
+from copier.progress import CancelToken, Observer, ignore
 
 _DIFFERENCES = 256 << 20
 """Bytes of all differences that are in memory at a time, if they are more than one."""
@@ -298,17 +299,17 @@ def _all_compared(
     """Every task's outcome, in order."""
     with one_thread_each() as cores:
         workers = 1 if device != "cpu" else min(threads or cores, _DIFFERENCES // max(1, 4 * plan.largest))
-        return _side_by_side(tuned, base, plan, device, max(1, workers), observer, cancel)
+        counted = told("extract", observer, cancel)
+        return _compared_by(tuned, base, plan, device, max(1, workers), counted)
 
 
-def _side_by_side(
+def _compared_by(
     tuned: str | os.PathLike[str],
     base: str | os.PathLike[str],
     plan: _Plan,
     device: str,
     workers: int,
-    observer: Observer,
-    cancel: CancelToken | None,
+    counted: Counted,
 ) -> list[_Outcome]:
     idle = [_Worker(tuned, base, plan.largest, device) for _ in range(workers)]
 
@@ -319,24 +320,11 @@ def _side_by_side(
         finally:
             idle.append(worker)
 
-    outcomes = []
     with contextlib.ExitStack() as stack:
         for worker in idle:
             stack.enter_context(worker.differences)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
-        running = [pool.submit(work, task) for task in plan.tasks]
-        stack.callback(_cancel_all, running)
-        for number, one in enumerate(running, start=1):
-            if cancel is not None:
-                cancel.check()
-            outcomes.append(one.result())
-            observer(ProgressEvent("extract", step=number, steps=len(running)))
-    return outcomes
-
-
-def _cancel_all(running: Sequence[Future[_Outcome]]) -> None:
-    for one in running:
-        one.cancel()
+        return list(side_by_side(pool, work, plan.tasks, counted))
 
 
 class _Worker:

@@ -9,12 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from copier.algebra.approximation import Counted
 from copier.algebra.merging import Change, add_changes, block_rows, matrix_of
 from copier.checkpoint.block_weights import block_weights
 from copier.checkpoint.blocks import TEXT_PREFIXES, block_of, block_of_module
@@ -38,9 +39,10 @@ from copier.ops.report import (
     check_weights,
     rank_ranges,
     refuse_own_input,
+    told,
 )
-from copier.ops.threads import one_thread_each
-from copier.progress import CancelToken, Observer, ProgressEvent, ignore
+from copier.ops.threads import one_thread_each, side_by_side
+from copier.progress import CancelToken, Observer, ignore
 
 PART_BYTES = 16 << 20
 """Written at a time, by each thread."""
@@ -124,7 +126,7 @@ def merge(
         files = tuple(InputFile(str(path), _UNKNOWN_DIGEST, weight) for path, weight in everything)
         plan = _plan(reader, dtype)
         with TensorWriter(out, plan, _metadata(reader, files, metadata), overwrite=overwrite) as writer:
-            _Merger(reader, additions, plan, device).write(writer, threads, observer, cancel)
+            _Merger(reader, additions, plan, device).write(writer, threads, told("merge", observer, cancel))
             files = hashes()
             writer.restate(_metadata(reader, files, metadata))
         merged = [one for several in additions.values() for one in several]
@@ -274,25 +276,16 @@ class _Merger:
         self._lock = threading.Lock()
         self._changes: dict[str, list[Change]] = {}
 
-    def write(
-        self, writer: TensorWriter, threads: int, observer: Observer, cancel: CancelToken | None
-    ) -> None:
+    def write(self, writer: TensorWriter, threads: int, counted: Counted) -> None:
         """Give the writer every tensor."""
         count = (min(threads, THREADS) if self._device == "cpu" else 1) + WAITING
         with (
             writer.in_pieces() as pieces,
             ThreadPoolExecutor(count, "merge", torch.set_num_threads, (1,)) as pool,
         ):
-            running = [pool.submit(self._make, window, pieces) for window in self._windows]
-            try:
-                for number, done in enumerate(as_completed(running), start=1):
-                    if cancel is not None:
-                        cancel.check()
-                    done.result()
-                    observer(ProgressEvent("merge", step=number, steps=len(running)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            made = side_by_side(pool, lambda window: self._make(window, pieces), self._windows, counted)
+            for _ in made:
+                pass
 
     def _cut(self, keys: Iterable[str]) -> Iterator[_Window]:
         """The file, in windows of at most ``PART_BYTES`` unless a part has more."""
@@ -300,7 +293,7 @@ class _Merger:
         size, busy = 0, False
         for key in keys:
             for start, end in self._spans(key):
-                length = (end - start) // self._width(key) * ITEM_BYTES[self._dtypes[key]]
+                length = self._made_of(key, end - start)
                 if parts and size + length > PART_BYTES:
                     yield _Window(tuple(parts), busy)
                     parts, size, busy = [], 0, False
@@ -323,13 +316,16 @@ class _Merger:
     def _width(self, key: str) -> int:
         return ITEM_BYTES[self._reader.info(key).dtype]
 
+    def _made_of(self, key: str, count: int) -> int:
+        """How many bytes become of ``count`` bytes of a tensor."""
+        return count // self._width(key) * ITEM_BYTES[self._dtypes[key]]
+
     def _copied(self, key: str) -> bool:
         return key not in self._additions and self._dtypes[key] == self._reader.info(key).dtype
 
     def _make(self, window: _Window, pieces: Pieces) -> None:
         first = window.parts[0]
-        begin = first.start // self._width(first.key) * ITEM_BYTES[self._dtypes[first.key]]
-        place = pieces.place(first.key) + begin
+        place = pieces.place(first.key) + self._made_of(first.key, first.start)
         whole = self._memory.window(place, window.size)
         for part in window.parts:
             target = whole[part.offset : part.offset + part.size]

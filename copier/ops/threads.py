@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from typing import TypeVar
 
 import torch
+
+from copier.algebra.approximation import Counted
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _lock = threading.Lock()
 _inside = 0
@@ -41,3 +48,21 @@ def one_thread_each() -> Iterator[int]:
             if _inside == 0:
                 torch.set_num_threads(_before[0])
                 torch.set_float32_matmul_precision(_before[1])
+
+
+def side_by_side(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], counted: Counted
+) -> Iterator[Result]:
+    """What ``work`` makes of each item, in order, by the threads of ``pool``; ``counted`` hears of each.
+
+    Where one fails, or ``counted`` raises, those that have not begun are given up.
+    """
+    running = [pool.submit(work, item) for item in items]
+    try:
+        for number, one in enumerate(running, start=1):
+            result = one.result()
+            counted(number, len(running))
+            yield result
+    finally:
+        for one in running:
+            one.cancel()
