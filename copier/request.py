@@ -256,17 +256,25 @@ class RunRequest:
 def in_epochs(request: RunRequest, epochs: int, repeats: int = 1) -> RunRequest:
     """``request`` with every training ``epochs`` times over its pictures, each ``repeats`` times an epoch.
 
-    steps = epochs * ceil(pictures * repeats / batch size), as sd-scripts counts them.
+    steps = epochs * ceil(pictures * repeats / batch size), as sd-scripts counts them. Of a set that goes one
+    by one each training has one picture.
 
     Raises:
-        BadInput: that is more steps than a training may have, or fewer than its warm-up has.
+        BadInput: a training is by text alone, or that is more steps than one may have, or fewer than its
+            warm-up has.
     """
 
     def counted(stage: StageSpec) -> StageSpec:
         if not isinstance(stage, TrainStage):
             return stage
-        files = request.files_of(stage.pictures)
-        pictures = 1 if files is None else len(files.paths)
+        if stage.concept.by_text:
+            raise BadInput(
+                f"the training {stage.name!r} is by text alone and has no pictures to count epochs of: set "
+                "its steps"
+            )
+        originals = request.recipe.original_of(stage.pictures) or stage.pictures
+        alone = request.recipe.picture_set(originals).one_by_one
+        pictures = 1 if alone else request.count_of(stage.pictures)
         steps = epochs * math.ceil(pictures * repeats / stage.training.batch_size)
         return replace(stage, training=replace(stage.training, steps=steps))
 

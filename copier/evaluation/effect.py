@@ -31,7 +31,7 @@ import numpy as np
 from copier.errors import BadInput
 from copier.images import metrics
 from copier.images.effects import Picture, Pictures
-from copier.images.sizes import by_size, size_of
+from copier.images.sizes import by_size
 
 Edit = Callable[[Picture], Picture]
 """An edit f of one picture."""
@@ -54,11 +54,10 @@ def to_pairs(a: Pictures, b: Pictures) -> Edit:
 
     With it, and the copier's pictures of A as x, ``effect_strip`` measures a hand edit on A itself.
     """
-    places = by_size(size_of(one) for one in a)
 
     def edit(picture: Picture) -> Picture:
-        nearest = min(places[size_of(picture)], key=lambda place: metrics.distance(a[place], picture))
-        chosen: Picture = b[nearest]
+        _, place = metrics.nearest(picture, a)
+        chosen: Picture = b[place]
         return chosen
 
     return edit

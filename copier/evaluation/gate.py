@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from copier.errors import BadInput
 from copier.images import metrics
 from copier.images.effects import Pictures
-from copier.images.sizes import by_size, size_of, sizes_text
 from copier.recipe import GateStage
 
 ENOUGH = 16
@@ -91,18 +90,7 @@ def gate(copier_images: Pictures, base_images: Pictures, ideals: Pictures) -> Ga
 
 
 def _nearest(images: Pictures, ideals: Pictures) -> list[tuple[float, int]]:
-    """Of every picture the distance to the ideal of its size that is nearest to it, and which one that is."""
-    places = by_size(size_of(ideal) for ideal in ideals)
-    found = []
-    for image in images:
-        size = size_of(image)
-        if size not in places:
-            raise BadInput(
-                f"a picture of {size[0]} x {size[1]} px was drawn, but the pictures that it is compared with "
-                f"are {sizes_text(places)}: draw in the same size"
-            )
-        found.append(min((metrics.distance(image, ideals[place]), place) for place in places[size]))
-    return found
+    return [metrics.nearest(image, ideals) for image in images]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from copier.errors import BadInput
-from copier.images.effects import Picture
+from copier.images.effects import Picture, Pictures
+from copier.images.sizes import by_size, size_of, sizes_text
 
 Direction = npt.NDArray[np.float64]
 """A difference of two pictures, or a part of one."""
@@ -44,6 +45,22 @@ def distance(first: Picture, second: Picture) -> float:
         BadInput: the two have different shapes.
     """
     return magnitude(difference(first, second))
+
+
+def nearest(picture: Picture, others: Pictures) -> tuple[float, int]:
+    """The distance to the nearest one of ``others`` that has the picture's size, and its place, from 0.
+
+    Raises:
+        BadInput: none of them has its size.
+    """
+    size = size_of(picture)
+    places = by_size(map(size_of, others))
+    if size not in places:
+        raise BadInput(
+            f"a picture of {size[0]} x {size[1]} px was drawn, but the pictures that it is compared with "
+            f"are {sizes_text(places)}: draw in the same size"
+        )
+    return min((distance(others[place], picture), place) for place in places[size])
 
 
 def psnr(first: Picture, second: Picture) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
-from copier.images.effects import Picture
+from copier.images.effects import Picture, Pictures
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+
+Made = TypeVar("Made")
 
 
 def size_of(picture: Picture) -> Size:
@@ -33,6 +36,14 @@ def by_size(sizes: Iterable[Size]) -> dict[Size, list[int]]:
     for place, size in enumerate(sizes):
         found.setdefault(size, []).append(place)
     return found
+
+
+def in_stacks(pictures: Pictures, make: Callable[[Sequence[Picture]], Iterable[Made]]) -> list[Made]:
+    """What ``make`` makes of each of the pictures, which it gets by size: all of one size at once."""
+    made: dict[int, Made] = {}
+    for places in by_size(map(size_of, pictures)).values():
+        made.update(zip(places, make([pictures[place] for place in places]), strict=True))
+    return [made[place] for place in range(len(pictures))]
 
 
 def largest(sizes: Iterable[Size]) -> Size:

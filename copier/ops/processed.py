@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from copier.algebra.lora import LoraWeights
+from copier.algebra.delta import Delta
 from copier.ops.extract import ExtractReport, extract
-from copier.ops.lora_file import read_lora
+from copier.ops.lora_reader import LoraReader
 from copier.ops.merge import merge
 from copier.progress import CancelToken, Observer, ignore
 
@@ -43,10 +43,10 @@ def combine_by_checkpoint(
     Raises:
         BadInput, BadCheckpoint, Cancelled: as ``merge`` and ``extract``; no file is left.
     """
-    weights = [read_lora(path).weights for path, _ in loras]
+    modules = [_modules(path) for path, _ in loras]
     if not ranks:
-        ranks["rank"] = sum(_largest(one, conv=False) for one in weights)
-    if conv := sum(_largest(one, conv=True) for one in weights):
+        ranks["rank"] = sum(_largest(one, conv=False) for one in modules)
+    if conv := sum(_largest(one, conv=True) for one in modules):
         ranks.setdefault("conv_rank", ranks.get("rank", conv))
     tuned = work / "processed.safetensors"
     try:
@@ -56,5 +56,12 @@ def combine_by_checkpoint(
         tuned.unlink(missing_ok=True)
 
 
-def _largest(lora: LoraWeights, *, conv: bool) -> int:
-    return max((delta.rank for delta in lora.values() if delta.is_conv == conv), default=0)
+def _modules(path: FilePath) -> list[Delta]:
+    """Those of a LoRA, without their values: only its header is read."""
+    with LoraReader(path) as lora:
+        lora.require_factors()
+        return list(lora.outlines.values())
+
+
+def _largest(modules: Sequence[Delta], *, conv: bool) -> int:
+    return max((delta.rank or 0 for delta in modules if delta.is_conv == conv), default=0)

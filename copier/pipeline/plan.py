@@ -413,8 +413,7 @@ def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[s
 
 
 def _training_numbers(training: TrainingSpec) -> dict[str, Any]:
-    default = TrainingSpec()
-    same = [name for name in LATER_FIELDS if getattr(training, name) == getattr(default, name)]
+    same = set(LATER_FIELDS).difference(training.other_than_default(*LATER_FIELDS))
     numbers = _without(spec_to_json(training), *same)
     # What captions keep shows in their texts, which are in the key.
     return {**numbers, "captions": _without(numbers["captions"], "kept", "keep")}

@@ -108,7 +108,7 @@ def run(
         observer(ProgressEvent(stage.name, phase=Phase.DONE, pictures=shown))
         finished.append(FinishedStage(stage, entry, reused, state.reason, seconds))
         done[stage.name] = entry
-        if stage.kind != "derived" and stage.name in plan.changed:
+        if stage.name in plan.changed:
             stages.check_the_pairs(done, request.recipe, stage.name)
     return FinishedRun(request, plan, tuple(finished))
 

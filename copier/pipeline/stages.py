@@ -406,13 +406,16 @@ def evaluate(context: Context) -> Json:
 
 def check_the_pairs(done: Mapping[str, Entry], recipe: Recipe, changed: str) -> None:
     """Raise ``BadPicture`` unless the set of that name makes pairs with its originals, and masks where they
-    are wanted; before anything is trained."""
-    original = recipe.original_of(changed)
+    are wanted; before anything is trained.
+
+    A view may show nothing of what changed, but has no mask then.
+    """
+    original, made = recipe.original_of(changed), recipe.picture_set(changed).part_of
     pairs = zip(picture_paths(done[original]), picture_paths(done[changed]), strict=True)
     for first, second in pairs:
         with Image.open(first) as a, Image.open(second) as b:
             check_pair(a, b)
-            if np.array_equal(to_array(a), to_array(b)):
+            if not made and np.array_equal(to_array(a), to_array(b)):
                 raise BadPicture("A and B are identical: there is nothing to learn; edit B")
     for stage in recipe.trainings():
         if stage.training.pair_mask and stage.pictures == changed:

@@ -17,7 +17,7 @@ from copier.diffusion.model import DiffusionModel
 from copier.diffusion.pictures import encode_pictures
 from copier.errors import BadInput, TrainingFailed
 from copier.images.effects import Pictures
-from copier.images.sizes import by_size, largest, size_of, sizes_text
+from copier.images.sizes import in_stacks, largest, size_of, sizes_text
 from copier.ops.lora_file import read_lora, write_lora
 from copier.ops.merge_modules import merge_into_modules
 from copier.progress import CancelToken, Observer, ProgressEvent, guarded, ignore
@@ -195,12 +195,9 @@ def _encoded(
     model: DiffusionModel, pictures: Pictures, cancel: CancelToken
 ) -> list[torch.Tensor]:
     """The latents (1, 4, h / 8, w / 8) of each picture, on the model's device."""
-    found: dict[int, torch.Tensor] = {}
-    for places in by_size(size_of(picture) for picture in pictures).values():
-        stack = encode_pictures(model, [pictures[place] for place in places], cancel=cancel)
-        stack = stack.to(model.device)
-        found.update((place, stack[row : row + 1]) for row, place in enumerate(places))
-    return [found[place] for place in range(len(pictures))]
+    return in_stacks(
+        pictures, lambda stack: torch.split(encode_pictures(model, stack, cancel=cancel).to(model.device), 1)
+    )
 
 
 def _objective(

@@ -255,16 +255,13 @@ class Engine:
         self, request: protocol.ReconstructRequest, cancel: CancelToken
     ) -> protocol.PicturesResult:
         from copier.diffusion.pictures import reconstruct
-        from copier.images.sizes import by_size, size_of
+        from copier.images.sizes import in_stacks
 
         pictures = _read_pictures(request.pictures)
         model = self._loaded(request, request.precision)
         started = time.monotonic()
-        drawn: dict[int, Array] = {}
-        for places in by_size(map(size_of, pictures)).values():
-            stack = reconstruct(model, [pictures[place] for place in places], cancel=cancel)
-            drawn.update(zip(places, stack, strict=True))
-        return _written([drawn[place] for place in range(len(pictures))], request.out, started)
+        drawn: list[Array] = in_stacks(pictures, lambda stack: reconstruct(model, stack, cancel=cancel))
+        return _written(drawn, request.out, started)
 
     def _loaded(self, request: protocol.Request, precision: Precision) -> DiffusionModel:
         """The checkpoint, from memory where files, options and precision are those of the last request."""

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from copier.images.sizes import by_size, largest, shared_out, size_of, sizes_text
+from copier.images.sizes import by_size, in_stacks, largest, shared_out, size_of, sizes_text
 
 WIDE, TALL, SQUARE = (128, 64), (64, 128), (64, 64)
 
@@ -20,6 +20,18 @@ def test_every_place_comes_once_under_its_size_in_the_order_of_the_first():
     sizes = [WIDE, SQUARE, WIDE, TALL]
     found = by_size(sizes)
     assert list(found.items()) == [(WIDE, [0, 2]), (SQUARE, [1]), (TALL, [3])]
+
+
+def test_pictures_of_one_size_are_taken_at_once_and_what_is_made_of_each_keeps_its_place():
+    pictures = [np.full((size[1], size[0], 3), i, np.float32) for i, size in enumerate([WIDE, TALL, WIDE])]
+    seen = []
+
+    def numbers(stack):
+        seen.append([size_of(one) for one in stack])
+        return [float(one[0, 0, 0]) for one in stack]
+
+    assert in_stacks(pictures, numbers) == [0.0, 1.0, 2.0]
+    assert seen == [[WIDE, WIDE], [TALL]]
 
 
 def test_the_largest_has_the_most_pixels():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from copier.recipe import (
     WeightedLora,
     with_control,
 )
-from copier.request import Edit, Generated, PictureFiles, RunRequest
+from copier.request import Edit, Generated, PictureFiles, RunRequest, in_epochs
 
 SEVERAL = builtin_recipes()["several-originals-pocket"]
 FRAMING = builtin_recipes()["framing-pocket"]
@@ -104,6 +105,26 @@ def test_a_request_counts_its_pictures() -> None:
     assert drawn.written_out().files_of("a-1") is None
     with pytest.raises(BadInput, match=r"picture 3 of 'a', which has 2"):
         request(asked.recipe, 2)
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["files", "drawn"])
+@pytest.mark.parametrize("recipe", [SEVERAL, FRAMING], ids=lambda recipe: recipe.name)
+def test_epochs_are_counted_by_the_pictures_that_each_training_has_in_the_end(
+    recipe: Recipe, drawn: bool
+) -> None:
+    asked = request(recipe, 3)
+    if drawn:
+        asked = replace(asked, pictures={**asked.pictures, "a": Generated("a star", 1)})
+    counted = in_epochs(asked, 30, repeats=2).written_out()
+    for stage in counted.recipe.trainings():
+        pictures = counted.count_of(stage.pictures)
+        assert stage.training.steps == 30 * math.ceil(pictures * 2 / stage.training.batch_size), stage.name
+
+
+def test_a_training_by_text_alone_has_no_epochs() -> None:
+    by_text = RunRequest(builtin_recipes()["erase-pocket"], Path("model"), {}, Path("out"))
+    with pytest.raises(BadInput, match="'lora' is by text alone"):
+        in_epochs(by_text, 2)
 
 
 def test_a_file_comes_as_often_as_there_are_views_of_it() -> None:

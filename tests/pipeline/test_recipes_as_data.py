@@ -45,7 +45,7 @@ def train(name: str, pictures: str, *base: str, **training: Any) -> dict[str, An
     return {"kind": "train", "name": name, "pictures": pictures, "base": on, "training": trained}
 
 
-def recipe(stages: list[dict[str, Any]], result: str, *pictures: dict[str, str]) -> Recipe:
+def recipe(stages: list[dict[str, Any]], result: str, *pictures: dict[str, Any]) -> Recipe:
     """A recipe from the JSON of its stages; without ``pictures`` of one pair."""
     data = {"format": "copier-recipe", "version": 1, "name": "mine", "title": "Mine", "result": result}
     sets = {"pictures": list(pictures)} if pictures else {}
@@ -283,6 +283,32 @@ def test_masks_of_pairs_reach_the_training_and_only_that_one(tmp_path, trainer):
     told = FakeWorker()
     with pytest.raises(BadPicture, match="set pair_mask to false"):
         execute(replace(asked, pictures={**given, "b": PictureFiles.at(faint)}), tmp_path / "more", told)
+    assert not [call for call in told.calls if call.startswith("train")]
+
+
+def test_a_view_in_which_nothing_changes_has_no_mask_and_is_found_before_anything_is_trained(tmp_path):
+    given = pictures(tmp_path / "a", 30)
+    (tmp_path / "b").mkdir()
+    picture = np.array(Image.open(given.paths[0]).convert("RGB"))
+    picture[-4:, -4:] ^= 255  # only the views that reach this corner show it
+    Image.fromarray(picture).save(tmp_path / "b" / given.paths[0].name)
+    sets = [
+        {"name": "a"},
+        {"name": "b", "of": "a"},
+        {"name": "views-a", "part_of": "a", "views": 4},
+        {"name": "views-b", "of": "views-a", "part_of": "b", "views": 4},
+    ]
+    on_views = {
+        masked: recipe(
+            [train("copier", "a"), train("lora", "views-b", "copier", pair_mask=masked)], "lora", *sets
+        )
+        for masked in (False, True)
+    }
+    both = {"a": given, "b": PictureFiles.at(tmp_path / "b")}
+    execute(request(tmp_path, on_views[False], both), tmp_path / "data", FakeWorker())
+    told = FakeWorker()
+    with pytest.raises(BadPicture, match="set pair_mask to false"):
+        execute(request(tmp_path, on_views[True], both), tmp_path / "more", told)
     assert not [call for call in told.calls if call.startswith("train")]
 
 
