@@ -7,10 +7,11 @@ errors that offer the nearest names. Older versions are migrated step by step (`
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from enum import Enum
 from importlib import resources
@@ -39,7 +40,7 @@ def spec_to_json(spec: Any) -> dict[str, Any]:
     if type(spec) in _STAGE_CLASSES:
         data["kind"] = _STAGE_CLASSES[type(spec)]
     for field in fields(spec):
-        data[field.name] = _value_to_json(getattr(spec, field.name))
+        data[field.name] = value_to_json(getattr(spec, field.name))
     return data
 
 
@@ -167,6 +168,11 @@ def with_value(recipe: Recipe, assignment: str) -> Recipe:
     return replace(recipe, stages=stages)
 
 
+def with_values(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
+    """``recipe`` with several values changed, one after the other; raises as ``with_value``."""
+    return functools.reduce(with_value, assignments, recipe)
+
+
 def _with_field(spec: Any, path: list[str], value: Any) -> Any:
     names = [field.name for field in fields(spec)]
     name, *rest = path
@@ -182,17 +188,18 @@ def _with_field(spec: Any, path: list[str], value: Any) -> Any:
     return replace(spec, **{name: checked})
 
 
-def _value_to_json(value: Any) -> Any:
+def value_to_json(value: Any) -> Any:
+    """The value of a field as JSON values."""
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value):
         return spec_to_json(value)
     if isinstance(value, tuple):
-        return [_value_to_json(item) for item in value]
+        return [value_to_json(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {name: _value_to_json(item) for name, item in value.items()}
+        return {name: value_to_json(item) for name, item in value.items()}
     return value
 
 

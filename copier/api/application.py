@@ -6,7 +6,6 @@ Nothing here but Starlette, in what the versions of A1111 (0.26), Forge and grad
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -28,6 +27,8 @@ from copier.api.calls import (
     PageAnswer,
     Services,
     StreamAnswer,
+    json_text,
+    whole_number,
 )
 from copier.api.guard import REALM, Guard
 from copier.api.problems import Problem, answered, error_json
@@ -139,9 +140,8 @@ class _Worker:
             self._watched(endpoint, call, request) if endpoint.long else self._done(endpoint, call)
         )
         if isinstance(found, StreamAnswer):
-            since = request.headers.get("last-event-id", "")
-            cursor = int(since) if since.isascii() and since.isdecimal() and len(since) < 20 else found.since
-            return self._streams.response(found.job, cursor, _SAFE)
+            seen = whole_number(request.headers.get("last-event-id", ""))
+            return self._streams.response(found.job, found.since if seen is None else seen, _SAFE)
         return _response(found, endpoint.status)
 
     async def _watched(self, endpoint: Endpoint, call: Call, request: Request) -> Any:
@@ -230,19 +230,8 @@ def _response(found: Any, status: int) -> Response:
 
 
 def _json(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False)
-    return Response(content, status, media_type="application/json", headers={**_SAFE, **(headers or {})})
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with None for what JSON lacks: NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value
+    every = {**_SAFE, **(headers or {})}
+    return Response(json_text(data), status, media_type="application/json", headers=every)
 
 
 async def _not_served(request: Request, error: Exception) -> Response:

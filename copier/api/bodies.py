@@ -7,6 +7,7 @@ from copier.api.schema import PLACES, Schemas, described, object_schema
 from copier.app.operation_arguments import KNOWN, OUT, WEIGHTED, parameters
 from copier.app.ports import GenerateRequest
 from copier.app.submission import MOST_SEEDS
+from copier.codec import value_to_json
 from copier.recipe import Recipe
 from copier.request import Edit, Generated, PictureFiles, RunRequest
 
@@ -106,8 +107,7 @@ def operation_schema(operation: str, schemas: Schemas) -> Json:
         if one.required:
             needed.append(name)
         else:
-            default = list(one.default) if isinstance(one.default, tuple) else one.default
-            schema = {**schema, "default": default}
+            schema = {**schema, "default": value_to_json(one.default)}
         properties[name] = schema
     return object_schema(properties, needed)
 

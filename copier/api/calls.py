@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from copier.app.jobs import JobService
 from copier.app.ports import HostServices
 from copier.app.settings import Settings
+from copier.codec import value_from_json
 from copier.errors import BadInput, UnknownName, about
 from copier.progress import CancelToken
 
@@ -50,10 +53,11 @@ class Call:
     def whole(self, name: str, otherwise: int, *, most: int = 2**53) -> int:
         """A whole number of the query, 0 to ``most``. Raises ``BadInput``."""
         text = self.query.get(name, str(otherwise))
+        number = whole_number(text)
         with about(name):
-            if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
+            if number is None or number > most:
                 raise BadInput(f"{name} is {text!r}: give a whole number from 0 to {most}")
-        return int(text)
+        return number
 
     def flag(self, name: str) -> bool:
         """Whether the query says ``name=true``; false where it does not name it. Raises ``BadInput``."""
@@ -63,11 +67,40 @@ class Call:
                 raise BadInput(f"{name} is {text!r}: give true or false")
         return text in ("true", "1")
 
+    def value(self, name: str, hint: Any, otherwise: Any) -> Any:
+        """A field of the body, as ``codec`` takes it for ``hint``; ``otherwise`` where it is not named.
+
+        Raises:
+            BadInput: it has a value of another kind.
+        """
+        with about(name):
+            return value_from_json(name, hint, self.body.get(name, otherwise))
+
     def only(self, *names: str) -> None:
         """Raise ``UnknownName`` where the body has another field."""
         for name in self.body:
             if name not in names:
                 raise UnknownName("field", name, names)
+
+
+def whole_number(text: str) -> int | None:
+    """``text`` as a whole number from 0 on, of up to 19 digits; None where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
+
+
+def json_text(data: Any) -> str:
+    """``data`` as JSON in ASCII, with null for what JSON lacks: NaN and infinity."""
+    return json.dumps(_finite(data), ensure_ascii=True, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
 
 
 @dataclass(frozen=True)

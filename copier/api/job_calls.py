@@ -13,8 +13,7 @@ from copier.app.job_results import result_files
 from copier.app.jobs import Job, JobView
 from copier.app.ports import allowed_path
 from copier.app.submission import read_run
-from copier.codec import value_from_json
-from copier.errors import NotNow, UnknownName, about
+from copier.errors import NotNow, UnknownName
 
 MOST_EVENTS = 2_000
 """Of one answer."""
@@ -79,8 +78,7 @@ def _cancel(call: Call) -> Json:
 
 def _retry(call: Call) -> Json:
     call.only("set")
-    with about("set"):
-        changes = value_from_json("set", tuple[str, ...], call.body.get("set", ()))
+    changes = call.value("set", tuple[str, ...], ())
     return job_json(call.services.jobs.retry(_job(call).id, changes=changes))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from copier.api.bodies import picture_schema
-from copier.api.calls import Call, Endpoint, Json, PageAnswer
+from copier.api.calls import Endpoint, Json, PageAnswer
 from copier.api.schema import PLACES, Schemas, object_schema
 from copier.markup import Content, Markup, join, tag
 from copier.version import program_version
@@ -32,13 +32,9 @@ def described(endpoints: Sequence[Endpoint], prefix: str) -> tuple[Endpoint, ...
     """The endpoints that describe ``endpoints``, which are served under ``prefix``."""
     made = functools.lru_cache(maxsize=1)(lambda: openapi(endpoints, prefix))
     return (
-        Endpoint("GET", "/openapi.json", _said(made), "All of this as OpenAPI 3.1."),
+        Endpoint("GET", "/openapi.json", lambda call: made(), "All of this as OpenAPI 3.1."),
         Endpoint("GET", "/docs", lambda call: PageAnswer(page(made())), "All of this as a page."),
     )
-
-
-def _said(made: Callable[[], Json]) -> Callable[[Call], Json]:
-    return lambda call: made()
 
 
 def openapi(endpoints: Sequence[Endpoint], prefix: str) -> Json:

@@ -11,7 +11,6 @@ from copier.api.calls import Call, Endpoint, Json, NotFound
 from copier.app.edits import edits_json
 from copier.app.names import free_name
 from copier.app.submission import checked_path, keep_content, read_generation, read_picture_file
-from copier.codec import value_from_json
 from copier.errors import BadInput, UnknownName, about
 from copier.fields import LARGEST_UPLOAD
 from copier.progress import ignore
@@ -25,10 +24,9 @@ def _upload(call: Call) -> Json:
 
 
 def _generate(call: Call) -> Json:
-    body = dict(call.body)
-    with about("data"):
-        embedded = value_from_json("data", bool, body.pop("data", False))
-    request = read_generation(body, call.services.host)
+    embedded = call.value("data", bool, False)
+    asked = {name: value for name, value in call.body.items() if name != "data"}
+    request = read_generation(asked, call.services.host)
     drawn = call.services.host.generate(request, ignore, call.cancel)
     return {
         "pictures": [
@@ -50,10 +48,8 @@ def _edit(call: Call) -> Json:
     if name not in known:
         raise NotFound(UnknownName("edit", name, known))
     call.only("picture", "parameters", "out", "data")
-    with about("data"):
-        embedded = value_from_json("data", bool, call.body.get("data", False))
-    with about("parameters"):
-        values = value_from_json("parameters", Mapping[str, float], call.body.get("parameters", {}))
+    embedded = call.value("data", bool, False)
+    values = call.value("parameters", Mapping[str, float], {})
     with about("picture"):
         if "picture" not in call.body:
             raise BadInput("no picture is given: add one")

@@ -6,7 +6,7 @@ from copier.api.bodies import install_schema, recipe_schema
 from copier.api.calls import Call, Endpoint, Json, NotFound
 from copier.app.own_recipes import known_recipes, listed
 from copier.app.submission import lora_label, lora_path, read_picture_file, read_recipe
-from copier.codec import recipe_to_json, spec_from_json, value_from_json, with_value
+from copier.codec import recipe_to_json, value_from_json, with_values
 from copier.errors import BadInput, NotNow, UnknownName, about
 from copier.version import program_version
 
@@ -38,10 +38,9 @@ def _checked(call: Call) -> Json:
     call.only("recipe", "set")
     with about("recipe"):
         taken = read_recipe(call.body.get("recipe"), call.services.settings)
-    recipe = taken.recipe
+    changes = call.value("set", tuple[str, ...], ())
     with about("set"):
-        for change in value_from_json("set", tuple[str, ...], call.body.get("set", ())):
-            recipe = with_value(recipe, change)
+        recipe = with_values(taken.recipe, changes)
     return {"recipe": recipe_to_json(recipe), "notes": list(taken.notes)}
 
 
@@ -85,14 +84,13 @@ def _install(call: Call) -> Json:
     else:
         with about("lora"):
             source = lora_path(body["lora"], services.host)
-    with about("card"):
-        card = spec_from_json(Card, body.get("card", {}))
+    card = call.value("card", Card, {})
     preview = None
     if body.get("preview") is not None:
         with about("preview"):
             preview = read_picture_file(body["preview"], services.host, services.settings)
+    name = call.value("name", str, "")
     with about("name"):
-        name = value_from_json("name", str, body.get("name", ""))
         placed = install_lora(source, services.host.folders().loras, name, card=card, preview=preview)
     services.host.refresh()
     return {

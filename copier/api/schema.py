@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from copier.api.calls import Json
-from copier.codec import FORMAT, VERSION, spec_to_json
+from copier.codec import FORMAT, VERSION, value_to_json
 from copier.fields import FIELDS, Field
 from copier.recipe import STAGE_KINDS, Recipe
 
@@ -60,7 +60,7 @@ class Schemas:
         for one in fields(cls):
             schema = described(self.of(hints[one.name]), known.get(one.name))
             if one.default is not MISSING:
-                schema = {**schema, "default": _value(one.default)}
+                schema = {**schema, "default": value_to_json(one.default)}
             found[one.name] = schema
         return found
 
@@ -128,13 +128,3 @@ def described(schema: Json, known: Field | None) -> Json:
             made["minLength"] = known.shortest
     unit = f" ({known.unit})" if known.unit else ""
     return {**made, "title": f"{known.label}{unit}", "description": known.help}
-
-
-def _value(default: Any) -> Any:
-    if isinstance(default, Enum):
-        return default.value
-    if is_dataclass(default):
-        return spec_to_json(default)
-    if isinstance(default, tuple):
-        return [_value(one) for one in default]
-    return default

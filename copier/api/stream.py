@@ -6,14 +6,13 @@ whoever comes back with ``Last-Event-ID`` misses nothing; the events of one page
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import anyio
 from starlette.responses import StreamingResponse
 
-from copier.api.calls import Json
+from copier.api.calls import Json, json_text
 from copier.api.problems import Problem
 from copier.app.job_json import job_json
 from copier.app.jobs import EventPage, Job, JobService
@@ -99,4 +98,4 @@ def _page(found: EventPage) -> Iterator[str]:
 
 def _text(kind: str, data: Json, cursor: int | None) -> str:
     id = "" if cursor is None else f"id: {cursor}\n"
-    return f"{id}event: {kind}\ndata: {json.dumps(data, ensure_ascii=True)}\n\n"
+    return f"{id}event: {kind}\ndata: {json_text(data)}\n\n"

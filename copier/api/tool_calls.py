@@ -11,7 +11,7 @@ from copier.app.job_kinds import OPERATION, operation_payload
 from copier.app.measure_job import MEASURE, measure_payload
 from copier.app.operation_arguments import OPERATIONS
 from copier.app.submission import checked_path, checkpoint_path, lora_path, new_output_folder, read_operation
-from copier.codec import spec_from_json, value_from_json
+from copier.codec import value_from_json
 from copier.errors import BadInput, about
 from copier.request import Edit
 
@@ -25,10 +25,9 @@ _TEXTS = {
 
 
 def _operate(operation: str, call: Call) -> Json:
-    body = dict(call.body)
-    with about("title"):
-        title = value_from_json("title", str, body.pop("title", ""))
-    arguments = read_operation(operation, body, call.services.host)
+    title = call.value("title", str, "")
+    given = {name: value for name, value in call.body.items() if name != "title"}
+    arguments = read_operation(operation, given, call.services.host)
     title = title or f"{operation}: {arguments['out'].stem}"
     payload = operation_payload(operation, **arguments)
     return job_json(call.services.jobs.submit_work(OPERATION, payload, title=title))
@@ -56,10 +55,8 @@ def _measure(call: Call) -> Json:
         lora = lora_path(body.get("lora"), services.host)
     with about("checkpoint"):
         checkpoint = checkpoint_path(body.get("checkpoint"), services.host)
-    with about("edit"):
-        edit = None if body.get("edit") is None else spec_from_json(Edit, body["edit"])
-    with about("title"):
-        title = value_from_json("title", str, body.get("title", "")) or f"{lora.stem} on {checkpoint.stem}"
+    edit = call.value("edit", Edit | None, None)
+    title = call.value("title", str, "") or f"{lora.stem} on {checkpoint.stem}"
     with about("out"):
         given = body.get("out")
         out = new_output_folder(title, services.host) if given is None else checked_path(given, services.host)
@@ -68,8 +65,8 @@ def _measure(call: Call) -> Json:
         checkpoint,
         out,
         edit=edit,
-        device=value_from_json("device", str, body.get("device", "auto")),
-        threads=value_from_json("threads", int | None, body.get("threads")),
+        device=call.value("device", str, "auto"),
+        threads=call.value("threads", int | None, None),
     )
     return job_json(services.jobs.submit_work(MEASURE, payload, title=title))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from copier.app.settings import Settings
 from copier.checkpoint.family import detect
 from copier.checkpoint.header import read_header
-from copier.codec import with_value
+from copier.codec import with_values
 from copier.errors import BadInput
 from copier.recipe import Recipe, Trainer
 from copier.training.interpreter import ask_interpreter
@@ -89,11 +89,6 @@ def changed(
     Raises:
         BadInput, UnknownName: as ``fitted`` and ``codec.with_value``.
     """
-    for one in changes:
-        if one.startswith(_TRAINER):
-            recipe = with_value(recipe, one)
+    recipe = with_values(recipe, [one for one in changes if one.startswith(_TRAINER)])
     recipe, note = fitted(recipe, checkpoint, settings, device=device, card=card)
-    for one in changes:
-        if not one.startswith(_TRAINER):
-            recipe = with_value(recipe, one)
-    return recipe, note
+    return with_values(recipe, [one for one in changes if not one.startswith(_TRAINER)]), note

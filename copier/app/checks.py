@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 from copier.disk import existing_parent
-from copier.errors import BadInput
+from copier.errors import BadInput, UnknownName
 from copier.fields import check_text
+from copier.request import DEVICES
 
 
 def check_device(device: str) -> None:
-    """Raise ``BadInput`` where ``device`` is cuda, and there is none."""
+    """Raise ``BadInput`` where ``device`` is none of ``DEVICES``, or is cuda and there is none."""
+    if device not in DEVICES:
+        raise UnknownName("device", device, DEVICES)
     if device != "cuda":
         return
     import torch

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from copier.app.service import check_runs, repetitions, set_sizes
+from copier.app.service import check_runs, plans, set_sizes
 from copier.app.settings import Settings
 from copier.digest import DigestMemory
 from copier.images.sizes import Size, largest
-from copier.pipeline.plan import PlannedStage, plan
+from copier.pipeline.plan import PlannedStage
 from copier.pipeline.store import Record, StageStore
 from copier.recipe import TrainStage
 from copier.request import RunRequest
@@ -104,8 +104,8 @@ def estimate(
     digest = DigestMemory(settings.digests).digest
     found: dict[str, StageEstimate] = {}
     sizes = set_sizes(wanted)
-    for one in (wanted, *repetitions(wanted, seeds)):
-        for stage in plan(one, digest).stages:
+    for one in plans(wanted, settings, digest, seeds=seeds):
+        for stage in one.stages:
             if stage.key not in found:
                 reused = store.find(stage.key) is not None
                 found[stage.key] = history.estimated(stage, sizes, reused=reused)

@@ -43,7 +43,7 @@ from copier.app.job_values import (
 )
 from copier.app.job_view import ViewBuilder
 from copier.app.settings import Settings
-from copier.codec import recipe_to_json, with_value
+from copier.codec import recipe_to_json, with_values
 from copier.errors import NotNow, UnknownName
 from copier.fields import check_text
 from copier.pipeline.store import StageStore
@@ -240,9 +240,7 @@ class JobService:
         _require_ended(job, "repeated")
         payload = dict(job.payload)
         if changes:
-            recipe = job.request.recipe
-            for change in changes:
-                recipe = with_value(recipe, change)
+            recipe = with_values(job.request.recipe, changes)
             payload["request"] = {**payload["request"], "recipe": recipe_to_json(recipe)}
         return self.submit_work(job.kind, payload, title=job.title, retry_of=job.id)
 

@@ -43,13 +43,10 @@ def measure_payload(
 
 
 def check_measure(payload: Mapping[str, Any], settings: Settings) -> None:
-    """Raise ``CopierError`` unless the LoRA fits the checkpoint, and both can be read."""
-    from copier.app.pictures import check_loras
-    from copier.app.service import check_checkpoint, check_folders
+    """Raise as ``measuring.check`` unless the measurement can begin; nothing is written."""
+    from copier.app.measuring import check
 
-    request = _request(payload)
-    check_loras([(request.lora, 1.0)], check_checkpoint(request.checkpoint))
-    check_folders(request.out, settings)
+    check(_request(payload), settings)
 
 
 def work_measure(

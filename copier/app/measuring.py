@@ -58,6 +58,11 @@ class MeasureRequest:
     threads: int | None = None
     model: ModelOptions = AS_IT_IS
 
+    @property
+    def loras(self) -> tuple[Path, ...]:
+        """The one to measure, and the control where there is one."""
+        return (self.lora,) if self.control is None else (self.lora, self.control)
+
 
 def suggested_spec(lora: Path, checkpoint: Path) -> EvaluateStage:
     """How to measure ``lora``: as the recipe that it carries does, else as a built-in one.
@@ -79,6 +84,20 @@ def suggested_spec(lora: Path, checkpoint: Path) -> EvaluateStage:
     return replace(spec, control="")
 
 
+def check(request: MeasureRequest, settings: Settings) -> Header:
+    """The header of the checkpoint that is drawn with; refuses bad input, and writes nothing.
+
+    Raises:
+        BadInput and its kin: a file, the edit, the device or a folder cannot be used.
+    """
+    header = check_checkpoint(request.checkpoint, options=request.model)
+    check_loras([(path, 1.0) for path in request.loras], header)
+    known_edit(request.edit)
+    check_device(request.device)
+    check_folders(request.out, settings)
+    return header
+
+
 def measure(
     request: MeasureRequest,
     settings: Settings,
@@ -89,20 +108,16 @@ def measure(
     """Draw the strips, measure them, and write the report into the request's folder.
 
     Raises:
-        BadInput and its kin: before anything is drawn or written.
+        BadInput and its kin: as ``check``, before anything is drawn or written.
         TrainingFailed, Cancelled: nothing was written.
     """
-    header = check_checkpoint(request.checkpoint, options=request.model)
-    loras = [request.lora] + ([request.control] if request.control else [])
-    check_loras([(path, 1.0) for path in loras], header)
+    header = check(request, settings)
     edit = known_edit(request.edit)
-    check_device(request.device)
-    check_folders(request.out, settings)
     with StageStore(settings.stages).scratch("measure") as folder:
         with Crew(settings, device=request.device, threads=request.threads) as crew:
             drawing = _Drawing(request, header, crew.worker(), folder, observer, cancel)
             base = drawing.drawn("base", None, 0.0)
-            strips = [drawing.strip(name, lora) for name, lora in zip(_ROLES, loras, strict=False)]
+            strips = [drawing.strip(name, lora) for name, lora in zip(_ROLES, request.loras, strict=False)]
             ideals = {}
             if edit is not None and CEILING_WEIGHT in request.spec.weights:
                 ideals[CEILING_WEIGHT] = drawing.reconstructed(
@@ -185,7 +200,6 @@ def _report(
 ) -> ReportData:
     """The report of the measurement; A is the base's first picture, for there is no pair."""
     spec = request.spec
-    paths = [request.lora, request.control]
     shown = [
         Strip(
             label=path.stem if path is request.lora else f"control: {path.stem}",
@@ -194,8 +208,7 @@ def _report(
             if edit is None
             else effect_strip(base, edit, pictures, spec.floor, ideals=ideals),
         )
-        for path, pictures in zip(paths, strips, strict=False)
-        if path is not None
+        for path, pictures in zip(request.loras, strips, strict=True)
     ]
     pairs = paired(spec.prompts, spec.seeds)
     first = base[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from copier.model_options import AS_IT_IS, ModelOptions
 from copier.ops.lora_file import read_lora
 from copier.ops.lora_reader import LoraReader
 from copier.pipeline import results
-from copier.pipeline.plan import caption_places, caption_texts, original_side, plan
+from copier.pipeline.plan import Plan, caption_places, caption_texts, original_side, plan
 from copier.pipeline.runner import FinishedRun, StageState, run, states
 from copier.pipeline.store import StageStore
 from copier.progress import CancelToken, Observer, ignore
@@ -122,17 +122,26 @@ def preview(
     Raises:
         BadInput and its kin: as ``check``.
     """
-    request = _wanted(request, control=control)
-    others = repetitions(request, seeds)
-    check(request, settings, seeds=seeds)
-    digest = DigestMemory(settings.digests, write=False).digest
+    (wanted,) = check_runs([request], settings, control=control, seeds=seeds)
     store = StageStore(settings.stages)
-    engine = Crew(settings, device=request.device, threads=request.threads).engine(request.recipe)
+    digest = DigestMemory(settings.digests, write=False).digest
     found: dict[str, StageState] = {}
-    for one in (request, *others):
-        for state in states(plan(one, digest, engine=engine), store):
+    for one in plans(wanted, settings, digest, seeds=seeds):
+        for state in states(one, store):
             found.setdefault(state.stage.key, state)
     return tuple(found.values())
+
+
+def plans(
+    wanted: RunRequest, settings: Settings, digest: Callable[[Path], str], *, seeds: int
+) -> list[Plan]:
+    """What ``execute`` would do for a run that ``check_runs`` gave: its plan, and one for each repetition.
+
+    Raises:
+        BadInput and its kin: as ``check``.
+    """
+    engine = Crew(settings, device=wanted.device, threads=wanted.threads).engine(wanted.recipe)
+    return [plan(one, digest, engine=engine) for one in (wanted, *repetitions(wanted, seeds))]
 
 
 def check_runs(

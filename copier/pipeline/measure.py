@@ -23,11 +23,15 @@ Done = Mapping[str, Entry]
 
 
 def known_edit(edit: Edit | None) -> Callable[[Picture], Picture] | None:
-    """The built-in edit as a function f of pictures; None where there is none, for an edit by hand."""
+    """The built-in edit as a function f of pictures; None where there is none, for an edit by hand.
+
+    Raises:
+        UnknownName, BadInput: as ``images.effects.effect_parameters``.
+    """
     if edit is None:
         return None
-    function = EFFECTS[edit.name].function
     parameters = effect_parameters(edit.name, edit.parameters)
+    function = EFFECTS[edit.name].function
     return lambda picture: function(picture, **parameters)
 
 

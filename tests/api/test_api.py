@@ -19,6 +19,7 @@ import pytest
 from copier.api import PREFIX, Guard, stream
 from copier.api.application import ENDPOINTS
 from copier.app import operations
+from copier.app.job_events import EventLog
 from copier.app.operation_arguments import OPERATIONS, parameters
 from copier.app.ports import Security
 from copier.app.request_json import request_to_json
@@ -297,6 +298,12 @@ WRONG: dict[str, tuple[str, str, Any, tuple[int, str, str]]] = {
         {"lora": "/none.safetensors", "out": "y", "rank": 1},
         (422, "BadInput", "lora"),
     ),
+    "threads as text": (
+        "POST",
+        "/tools/measure",
+        {"lora": "/x.safetensors", "threads": "2"},
+        (422, "BadInput", "threads"),
+    ),
     "no edit": ("POST", "/edits/gray", {"picture": "/x.png"}, (404, "UnknownName", "")),
     "no parameter": (
         "POST",
@@ -351,6 +358,18 @@ def test_what_is_wrong_is_refused_and_nothing_is_written(
         if content != b"<folder>" and not name.startswith("data/pictures/")
     }
     assert after.items() <= before.items()
+
+
+def test_what_json_lacks_is_null_in_answers_and_in_streams(
+    served: Served, folder: Path, doubles: ModuleType
+) -> None:
+    client = served()  # nobody works the queue
+    job = client.made("/jobs", run_body(folder, doubles))
+    EventLog(Path(job["folder"])).append("progress", stage="copier", losses=[[1, float("nan")]])
+    client.made(f"/jobs/{job['id']}/cancel", status=200)
+    polled = client.get(f"/jobs/{job['id']}/events")["events"]
+    assert polled[0]["losses"] == [[1, None]]
+    assert [data for kind, data, _ in events_of(client, job["id"]) if kind != "end"] == polled
 
 
 def test_bodies_that_are_none_are_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from copier.app import service
+from copier.app.crew import Crew
 from copier.app.estimate import estimate
 from copier.app.settings import Settings
 from copier.codec import load_recipe, with_value
@@ -78,6 +79,16 @@ def test_after_a_run_more_steps_take_as_much_longer(
         2 * (trained["lora"].seconds or 0)
     )
     assert not [call for call in worker.calls if call[0] == "train"][2:], "nothing is trained for it"
+
+
+def test_stages_of_another_installation_of_the_trainer_are_not_taken_for_reused(
+    request_: RunRequest, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Crew, "engine", lambda self, recipe: "sd-scripts abc")
+    service.execute([request_], settings)
+    assert estimate(request_, settings).seconds == 0.0
+    monkeypatch.setattr(Crew, "engine", lambda self, recipe: "")
+    assert {one.name for one in estimate(request_, settings).stages if not one.reused} >= {"copier", "lora"}
 
 
 def test_what_costs_more_or_another_size_is_not_taken_for_alike(

@@ -12,7 +12,7 @@ import pytest
 from copier.app.job_kinds import KINDS
 from copier.app.measure_job import MEASURE, check_measure, measure_payload, work_measure
 from copier.app.settings import Settings
-from copier.errors import BadCheckpoint, BadInput
+from copier.errors import BadCheckpoint, BadInput, UnknownName
 from copier.progress import CancelToken, ignore
 from copier.request import Edit
 
@@ -43,3 +43,7 @@ def test_what_cannot_be_measured_is_refused_before(payload: dict[str, Any], fold
         check_measure({**payload, "checkpoint": payload["lora"]}, settings)
     with pytest.raises(BadInput, match="lora"):
         check_measure({name: value for name, value in payload.items() if name != "lora"}, settings)
+    with pytest.raises(UnknownName, match="did you mean 'grayscale'"):
+        check_measure({**payload, "edit": {"name": "greyscale", "parameters": {}}}, settings)
+    with pytest.raises(UnknownName, match="device 'tpu'"):
+        check_measure({**payload, "device": "tpu"}, settings)

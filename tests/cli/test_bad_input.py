@@ -312,6 +312,9 @@ CASES = {
     "a weight out of bounds": Case(
         ("evaluate", "small.safetensors", "--weight", "99"), ("99", "largest", "10")
     ),
+    "no edit of that name to measure": Case(
+        ("evaluate", "small.safetensors", "--edit", "greyscale"), ("greyscale", "'grayscale'")
+    ),
     # edit
     "an edit without files": Case(("edit", "grayscale"), ("NAME IN OUT", "--list")),
     "an edit with loss": Case(("edit", "blur", "a.png", "b.jpg"), ("b.jpg", ".png")),
