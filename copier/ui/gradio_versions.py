@@ -144,12 +144,6 @@ def _written(answer: Answer) -> Answer:
     return {one: json.dumps(value) if hasattr(one, "copier_kept") else value for one, value in answer.items()}
 
 
-def run_script(blocks: Blocks, source: str) -> None:
-    """Run the JavaScript ``source`` when the page has loaded: for a page that no host serves."""
-    options = {_SCRIPT: f"() => {{ {source} }}"}
-    blocks.load(None, None, None, **options)
-
-
 def picture_files(
     *, label: str, several: bool, kinds: Sequence[str], elem_id: str, height: int | None = None
 ) -> Any:
