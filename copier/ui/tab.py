@@ -17,7 +17,7 @@ from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
 from copier.ui.form import Form, html
-from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
+from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select, values_in
 from copier.ui.leaves import elem_id
 from copier.ui.link_values import Links
 from copier.ui.links import wire_links
@@ -124,6 +124,15 @@ class Tab:
         recipe, _, _ = self.recipe.read(data)
         return self.edited.look(data, recipe, self.original.originals)
 
+    def with_pairs(self, handler: Handler) -> Handler:
+        """``handler`` for new pictures; the pairs are shown with what it changed."""
+
+        def both(data: dict[Any, Any]) -> Answer:
+            answer = handler(data)
+            return {**answer, **self.look({**data, **values_in(answer)})}
+
+        return both
+
     def observe(self, data: Mapping[Any, Any]) -> Answer:
         """What is new, in all sections."""
         answer = dict(self.run.observe(data))
@@ -225,14 +234,7 @@ def _check_outputs(tab: Tab) -> set[Any]:
 
 
 def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:
-    """``handler`` for new pictures; the pairs are shown with what it changed."""
-
-    def both(data: dict[Any, Any]) -> Answer:
-        answer = dict(handler(data))
-        now = {**data, **{one: value for one, value in answer.items() if not isinstance(value, dict)}}
-        return {**answer, **tab.look(now)}
-
-    return saying(both, place)
+    return saying(tab.with_pairs(handler), place)
 
 
 def _wire_pictures(tab: Tab) -> None:
