@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from copier.host.webui.flavour import is_forge
+
 log = logging.getLogger(__name__)
 
 
@@ -26,10 +28,8 @@ class Memory(Protocol):
 
 
 def memory_of_host() -> Memory:
-    """That of the host that runs this, told by what its code has."""
-    from modules import sd_models
-
-    if hasattr(sd_models, "FakeInitialModel"):
+    """That of the host that runs this."""
+    if is_forge():
         return ForgeMemory()
     return EarlyForgeMemory() if _EARLY_FORGE in sys.modules else LoadedMemory()
 

@@ -24,6 +24,7 @@ from copier.errors import BadInput, NotNow, UnknownName
 from copier.host.drawn import keep_drawn
 from copier.host.known_files import KnownFiles, tensors_in
 from copier.host.webui import drawing, loras, memory
+from copier.host.webui.flavour import flavour
 from copier.host.webui.interrogation import interrogators
 from copier.host.webui.options import output_folder
 from copier.host.webui.turns import Shown, Turns, Watch
@@ -53,12 +54,8 @@ class WebUiHost:
 
     @property
     def name(self) -> str:
-        """A1111, Forge or reForge, by what their code has."""
-        from modules import sd_models
-
-        if hasattr(sd_models, "FakeInitialModel"):
-            return "Forge"
-        return "reForge" if "modules_forge" in sys.modules else "A1111"
+        """A1111, Forge or reForge."""
+        return flavour()
 
     def folders(self) -> Folders:
         """The host's own."""
