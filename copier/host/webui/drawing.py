@@ -56,7 +56,7 @@ def overrides(request: GenerateRequest, title: str) -> dict[str, Any]:
 
 
 def draw(request: GenerateRequest, side: int, title: str) -> list[Sketch]:
-    """Draw what ``request`` asks for; ``side`` in pixels is the checkpoint's own.
+    """Draw what ``request`` asks for; ``side`` in pixels stands for a side that it leaves open.
 
     Raises:
         Cancelled: someone stopped it.

@@ -152,9 +152,8 @@ class WebUiHost:
         if chosen is None:
             raise BadInput("the WebUI has no checkpoint: put one into its folder and refresh the list")
         title = "" if current is not None and current.path == chosen else self._listed(chosen).title
-        side = 512
-        if not (request.width and request.height):
-            side = usual_side(check_checkpoint(chosen), request.model)
+        whole = request.width and request.height
+        side = 0 if whole else usual_side(check_checkpoint(chosen), request.model)
         with self.turns.turn(DRAWING, Watch(interrupted=cancel.cancel, cancelled=lambda: cancel.cancelled)):
             cancel.check()
             sketches = drawing.draw(request, side, title)
@@ -209,7 +208,7 @@ class WebUiHost:
 
     def captioners(self) -> Mapping[str, Captioner]:
         """The host's interrogators."""
-        return dict(interrogators(self.turns))
+        return interrogators(self.turns)
 
     def _refuse_while_away(self) -> None:
         if self.turns.taken:
