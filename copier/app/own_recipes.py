@@ -43,6 +43,8 @@ _LOCAL = frozenset(
 )
 """Names of what belongs to a run or a machine; where a spec has a field of that name, it is the spec's."""
 _TAG = re.compile(r"<lora:([^:<>]+)")
+INFOTEXT_KEY = "parameters"
+"""Under which A1111 and Forge write into a PNG file what it was drawn from."""
 INFOTEXT_FIELD = "Copier recipe"
 """Of the text that a WebUI writes into pictures: the recipe of a LoRA that they were drawn with."""
 _IN_INFOTEXT = re.compile(rf'{INFOTEXT_FIELD}: ("(?:[^"\\]|\\.)*")')
@@ -113,7 +115,7 @@ def recipe_of_picture(path: Path, loras: Sequence[Path] = ()) -> Imported:
         texts = {name: value for name, value in getattr(image, "text", {}).items() if isinstance(value, str)}
     if RECIPE_KEY in texts:
         return imported(texts[RECIPE_KEY], f"the recipe in {path.name}")
-    infotext = texts.get("parameters", "")
+    infotext = texts.get(INFOTEXT_KEY, "")
     written = _IN_INFOTEXT.search(infotext)
     if written:
         return imported(json.loads(written[1]), f"the recipe in the text of {path.name}")

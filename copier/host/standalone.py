@@ -268,7 +268,7 @@ class StandaloneHost:
 
 
 def infotext(request: GenerateRequest, seed: int, size: tuple[int, int], checkpoint: Path) -> str:
-    """What a picture was drawn from, as A1111 writes it into a PNG file under "parameters"."""
+    """What a picture was drawn from, as A1111 writes it into a PNG file."""
     tags = "".join(f" <lora:{path.stem}:{weight:g}>" for path, weight in request.loras)
     lines = [request.prompt + tags]
     if request.negative:

@@ -42,10 +42,10 @@ def listen(
     options: dict[str, Any] = {"show_progress": shown, "api_name": False, "queue": queued}
     if MAJOR >= 4:
         options["trigger_mode"] = "once" if busy else "always_last"
-    getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, _in_order(outputs), **options)
+    getattr(component, event)(_with_dict(handler, inputs), set(inputs) or None, in_order(outputs), **options)
 
 
-def _in_order(components: Collection[Block]) -> list[Block]:
+def in_order(components: Collection[Block]) -> list[Block]:
     """The components in the order of the page, and not of a set, which each process has its own of.
 
     A page that was open while the program was started anew gets answers by their places.
@@ -74,7 +74,7 @@ def listen_ordered(
     def called(*given: Any) -> Answer:
         return _written(handler(*map(held, inputs, given)))
 
-    getattr(component, event)(called, list(inputs), _in_order(outputs), **options)
+    getattr(component, event)(called, list(inputs), in_order(outputs), **options)
 
 
 def listen_script(component: Block, event: str, script: str) -> None:
@@ -96,7 +96,7 @@ def on_select(
     # gradio looks for the type itself among the annotations, which are texts in this module.
     chosen.__annotations__ = {"event": gr.SelectData}
     component.select(
-        chosen, set(inputs), _in_order(outputs), show_progress="hidden", api_name=False, queue=True
+        chosen, set(inputs), in_order(outputs), show_progress="hidden", api_name=False, queue=True
     )
 
 
@@ -144,10 +144,14 @@ def _written(answer: Answer) -> Answer:
     return {one: json.dumps(value) if hasattr(one, "copier_kept") else value for one, value in answer.items()}
 
 
-def run_script(blocks: Blocks, source: str) -> None:
-    """Run the JavaScript ``source`` when the page has loaded: for a page that no host serves."""
-    options = {_SCRIPT: f"() => {{ {source} }}"}
-    blocks.load(None, None, None, **options)
+def values_in(answer: Answer) -> dict[Block, Any]:
+    """The values that components have with ``answer``, without those that it leaves as they are."""
+    found = {}
+    for one, value in answer.items():
+        update = isinstance(value, dict) and "__type__" in value
+        if not update or "value" in value:
+            found[one] = value["value"] if update else value
+    return found
 
 
 def picture_files(

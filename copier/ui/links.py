@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from copier.errors import BadInput
 from copier.ui import pieces
-from copier.ui.gradio_versions import Answer, listen_ordered, listen_script
-from copier.ui.link_values import A, Arrival, Links
+from copier.ui.gradio_versions import Answer, in_order, listen_ordered, listen_script
+from copier.ui.link_values import A, Arrival, Links, Received
 from copier.ui.parts import saying
 from copier.ui.request_form import OWN_EDIT, decimal
 
@@ -23,12 +24,11 @@ def wire_links(tab: Any, links: Links) -> None:
     for arrival in links.arrivals:
         _wire_arrival(tab, links, arrival)
     if links.inpaint is not None:
-        button = tab.original.to_inpaint
-        button.visible = True
-        originals, said = tab.original.originals, tab.original.said
+        original = tab.original
+        original.to_inpaint.visible = True
         listen_ordered(
-            button, "click", _Inpaint(tab, links).send, [originals], {links.inpaint, said},
-            script="switch_to_inpaint();",
+            original.to_inpaint, "click", functools.partial(_to_inpaint, tab, links.inpaint),
+            [original.originals], {links.inpaint, original.said}, script="switch_to_inpaint();",
         )  # fmt: skip
     if links.prompt is not None:
         result, prompt = tab.run.result, links.prompt
@@ -41,78 +41,51 @@ def wire_links(tab: Any, links: Links) -> None:
 
 
 def _wire_arrival(tab: Any, links: Links, arrival: Arrival) -> None:
-    form = sorted(tab.whole_form, key=lambda one: one._id)
-    taken = _Taken(tab, links, arrival.target, form)
+    form = in_order(tab.whole_form)
     place = tab.original.said if arrival.target == A else tab.edited.said
-    handler = saying(taken.answer, place)
 
-    def arrived(*given: Any) -> Answer:
-        return handler(dict(enumerate(given)))
+    def arrived(gallery: Any, texts: Any, index: Any, *held: Any) -> Answer:
+        def taken(data: Mapping[Any, Any]) -> Answer:
+            chosen = int(index) if isinstance(index, (int, float)) else -1
+            return _taken(tab, links.receive(gallery, texts, chosen), arrival.target, data)
+
+        return saying(tab.with_pairs(taken), place)(dict(zip(form, held, strict=True)))
 
     # The button itself stands for the index, which the page's script fills in.
     inputs = [arrival.gallery, arrival.infotexts, arrival.button, *form]
-    listen_ordered(arrival.button, "click", arrived, inputs, taken.outputs() | {place}, script=_CHOSEN)
+    listen_ordered(arrival.button, "click", arrived, inputs, _changed(tab) | {place}, script=_CHOSEN)
     listen_script(arrival.button, "click", "() => window.copierShow()")
 
 
-class _Taken:
-    """A picture that arrives takes its place in the form."""
+def _taken(tab: Any, received: Received, target: str, data: Mapping[Any, Any]) -> Answer:
+    """A picture that arrives takes its place in the form, and the recipe that it carries too."""
+    from copier.app.own_recipes import imported
 
-    def __init__(self, tab: Any, links: Links, target: str, form: Sequence[Any]) -> None:
-        self.tab, self.links, self.target, self.form = tab, links, target, form
-
-    def answer(self, given: Mapping[int, Any]) -> Answer:
-        """``given``: gallery, texts, index, then the whole form."""
-        index = int(given[2]) if isinstance(given[2], (int, float)) else -1
-        received = self.links.receive(given[0], given[1], index)
-        data = {one: given[i + 3] for i, one in enumerate(self.form)}
-        tab, files = self.tab, [str(received.picture)]
-        if self.target == A:
-            answer = dict(tab.original.taken(files, data))
-            known = {path: value for path, value in received.values.items() if path in tab.form.fields}
-            answer |= tab.form.shown(known)
-        else:
-            answer = {tab.edited.edited: files, tab.edited.edit: gr.update(value=OWN_EDIT)}
-        if received.recipe:
-            answer |= self._recipe(received.recipe)
-        return {**answer, **self._look(data, answer)}
-
-    def _recipe(self, text: str) -> Answer:
-        from copier.app.own_recipes import imported
-
-        return dict(self.tab.recipe.loaded(imported(text, "the picture's text")))
-
-    def _look(self, data: Mapping[Any, Any], answer: Mapping[Any, Any]) -> Answer:
-        now = dict(data)
-        for one, value in answer.items():
-            if not isinstance(value, dict):
-                now[one] = value
-            elif one in now and "value" in value:
-                now[one] = value["value"]
-        return dict(self.tab.look(now))
-
-    def outputs(self) -> set[Any]:
-        """All that may change."""
-        tab = self.tab
-        own = {tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit, tab.edited.view}
-        return own | tab.recipe.outputs() | {tab.recipe.said} | tab.form.under("original")
+    files = [str(received.picture)]
+    if target == A:
+        known = {path: value for path, value in received.values.items() if path in tab.form.fields}
+        answer = {**tab.original.taken(files, data), **tab.form.shown(known)}
+    else:
+        answer = {tab.edited.edited: files, tab.edited.edit: gr.update(value=OWN_EDIT)}
+    if received.recipe:
+        answer |= tab.recipe.loaded(imported(received.recipe, "the picture's text"))
+    return answer
 
 
-class _Inpaint:
+def _changed(tab: Any) -> set[Any]:
+    """All that a picture that arrives may change."""
+    own = {tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit, tab.edited.view}
+    return own | tab.recipe.outputs() | {tab.recipe.said} | tab.form.under("original")
+
+
+def _to_inpaint(tab: Any, inpaint: Any, originals: Any) -> Answer:
     """A goes to the host's inpainting; what becomes of it comes back by img2img's own button."""
+    from PIL import Image
 
-    def __init__(self, tab: Any, links: Links) -> None:
-        self.tab, self.links = tab, links
-
-    def send(self, originals: Any) -> Answer:
-        """The first original."""
-        from PIL import Image
-
-        found = self.tab.parts.pictures(originals)
-        said = self.tab.original.said
-        if not found:
-            return {said: pieces.note("there is no original yet: draw one, or drop a picture in", "bad")}
-        return {self.links.inpaint: Image.open(found[0]).convert("RGB"), said: ""}
+    found, said = tab.parts.pictures(originals), tab.original.said
+    if not found:
+        return {said: pieces.note("there is no original yet: draw one, or drop a picture in", "bad")}
+    return {inpaint: Image.open(found[0]).convert("RGB"), said: ""}
 
 
 def _with_tag(prompt: Any, name: Any, weight: Any) -> Any:

@@ -137,6 +137,10 @@ class OriginalSection:
             self.line: pieces.checkpoint_line(host.current_checkpoint()),
         }
 
+    def listed(self) -> set[Any]:
+        """All that ``lists`` changes; the host is not asked for anything."""
+        return {self.checkpoint, self.form["original.sampler"], self.form["original.lora"], self.line}
+
     def refreshed(self, data: Any) -> Answer:
         """The same after the host has read its folders again."""
         self.parts.host.refresh()

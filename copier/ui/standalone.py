@@ -47,8 +47,9 @@ def serve(
     """
     style = (ROOT / "style.css").read_text(encoding="utf-8")
     blocks = build_tab(parts, style=style)
+    script = (ROOT / "javascript" / "copier.js").read_text(encoding="utf-8")
     with blocks:
-        gradio_versions.run_script(blocks, (ROOT / "javascript" / "copier.js").read_text(encoding="utf-8"))
+        gradio_versions.listen_script(blocks, "load", f"() => {{ {script} }}")
     parts.jobs.start()
     try:
         address, app = gradio_versions.launch(

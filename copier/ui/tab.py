@@ -17,7 +17,7 @@ from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces
 from copier.ui.edited import EditedSection
 from copier.ui.form import Form, html
-from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select
+from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select, values_in
 from copier.ui.leaves import elem_id
 from copier.ui.link_values import Links
 from copier.ui.links import wire_links
@@ -124,6 +124,15 @@ class Tab:
         recipe, _, _ = self.recipe.read(data)
         return self.edited.look(data, recipe, self.original.originals)
 
+    def with_pairs(self, handler: Handler) -> Handler:
+        """``handler`` for new pictures; the pairs are shown with what it changed."""
+
+        def both(data: dict[Any, Any]) -> Answer:
+            answer = handler(data)
+            return {**answer, **self.look({**data, **values_in(answer)})}
+
+        return both
+
     def observe(self, data: Mapping[Any, Any]) -> Answer:
         """What is new, in all sections."""
         answer = dict(self.run.observe(data))
@@ -225,14 +234,7 @@ def _check_outputs(tab: Tab) -> set[Any]:
 
 
 def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:
-    """``handler`` for new pictures; the pairs are shown with what it changed."""
-
-    def both(data: dict[Any, Any]) -> Answer:
-        answer = dict(handler(data))
-        now = {**data, **{one: value for one, value in answer.items() if not isinstance(value, dict)}}
-        return {**answer, **tab.look(now)}
-
-    return saying(both, place)
+    return saying(tab.with_pairs(handler), place)
 
 
 def _wire_pictures(tab: Tab) -> None:
@@ -259,8 +261,8 @@ def _wire_pictures(tab: Tab) -> None:
     listen(edited.edit, "change", chosen, form, places)
     for one in edited.parameters.values():
         listen(one, "release", look, form, {edited.view, edited.said})
-    lists = set(original.lists())
-    listen(original.refresh, "click", saying(original.refreshed, original.said), (), lists | {original.said})
+    listen(original.refresh, "click", saying(original.refreshed, original.said), (),
+           original.listed() | {original.said})  # fmt: skip
     listen(original.checkpoint, "input", saying(original.chosen, original.said), {original.checkpoint},
            {original.line, original.said})  # fmt: skip
     listen(tab.form["original.fit"], "input", look, form, {edited.view, edited.said})
@@ -359,7 +361,7 @@ def _wire_tools(tab: Tab) -> None:
         listen(one, "click", go, fields, {tools.job, tools.said, tools.found})
     listen(tools.inspect, "click", saying(tools.inspected, tools.said), fields,
            {tools.found, tools.said, tools.status})  # fmt: skip
-    listen(tools.refresh, "click", saying(tools.refreshed, tools.said), (), {*tools.lists(), tools.said})
+    listen(tools.refresh, "click", saying(tools.refreshed, tools.said), (), tools.listed() | {tools.said})
     listen(tools.stop, "click", saying(tools.stopped, tools.said), {tools.job}, {tools.said}, queued=False)
     settings = tab.form.under("setup")
     shown = {setup.trainer, setup.folders, setup.cache, setup.said}
@@ -368,8 +370,8 @@ def _wire_tools(tab: Tab) -> None:
     listen(setup.stop, "click", saying(setup.stopped, setup.said), {setup.job}, {setup.said}, queued=False)
     listen(setup.prune, "click", saying(setup.cut, setup.pruned), settings, {setup.pruned, setup.cache})
     listen(tab.setup_tab, "select", saying(setup.shown, setup.said), (), shown)
-    lists = {*tab.original.lists(), *tools.lists(), *tab.run.result.lists()}
-    opened = lists | {tab.run.listed, tab.form["run.vae"], tab.form["captions.by"]}
+    alone = {tab.form[path] for path in ("result.checkpoint", "run.vae", "captions.by")}
+    opened = tab.original.listed() | tools.listed() | alone | {tab.run.listed}
     listen(tab.run.opened, "click", _logged(tab.opened), (), opened, queued=False)
 
 

@@ -18,7 +18,7 @@ from copier.ui.form import Form, button, choice, flag, html, kept, number, small
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
-from copier.ui.request_form import chosen_checkpoint, decimal, lora_file, whole
+from copier.ui.request_form import LORA_SLOTS, chosen_checkpoint, decimal, lora_file, whole
 
 TERMS = 4
 """LoRAs that a sum may have."""
@@ -37,6 +37,8 @@ class ToolsSection:
         self.form, self.parts = form, parts
         self.job = kept("tools.job", "")
         self.buttons: dict[str, Any] = {}
+        self.loras: list[Any] = []
+        self.checkpoints: list[Any] = []
         self.readers: dict[str, Callable[[Mapping[str, Any]], Arguments]] = {
             "difference": self._difference,
             "combine": self._combine,
@@ -107,10 +109,10 @@ class ToolsSection:
             self.inspect = button("tools.inspect.go", "Inspect", variant="primary")
 
     def _lora(self, path: str, label: str, info: str) -> None:
-        choice(self.form, f"tools.{path}", label, (), info, scale=3)
+        self.loras.append(choice(self.form, f"tools.{path}", label, (), info, scale=3))
 
     def _checkpoint(self, path: str, label: str) -> None:
-        choice(self.form, f"tools.{path}", label, ())
+        self.checkpoints.append(choice(self.form, f"tools.{path}", label, ()))
 
     def _number(self, path: str, label: str, known: Field, value: float) -> None:
         info = f"{known.help} {known.minimum:g} to {known.maximum:g}."
@@ -149,17 +151,20 @@ class ToolsSection:
         host = self.parts.host
         loras = [lora_label(path, host) for path in host.loras()]
         names = [one.name for one in host.checkpoints()]
-        fields = self.form.fields
-        found: dict[Any, Any] = {}
-        for path, one in fields.items():
-            last = path.rpartition(".")[2]
-            if path.startswith("tools.") and last.startswith(("lora", "minuend", "subtrahend")):
-                found[one] = gr.update(choices=["", *loras])
-            elif path.startswith("tools.") and last in ("checkpoint", "tuned", "base"):
-                found[one] = gr.update(choices=["", *names])
-            elif path in ("preset.lora", "run.lora1", "run.lora2", "run.lora3"):
-                found[one] = gr.update(choices=loras)
-        return found
+        return {
+            **{one: gr.update(choices=["", *loras]) for one in self.loras},
+            **{one: gr.update(choices=["", *names]) for one in self.checkpoints},
+            **{one: gr.update(choices=loras) for one in self._loras_elsewhere()},
+        }
+
+    def listed(self) -> set[Any]:
+        """All that ``lists`` changes; the host is not asked for anything."""
+        return {*self.loras, *self.checkpoints, *self._loras_elsewhere()}
+
+    def _loras_elsewhere(self) -> list[Any]:
+        """The recipe's lists of LoRAs, which have no button of their own to refresh them."""
+        slots = (f"run.lora{i + 1}" for i in range(LORA_SLOTS))
+        return [self.form[path] for path in ("preset.lora", *slots)]
 
     def refreshed(self, data: Any) -> Answer:
         """The same after the host has read its folders again."""
@@ -263,7 +268,7 @@ class ToolsSection:
 
     def outputs(self) -> set[Any]:
         """All that ``seen`` may change."""
-        return {self.status, self.stop, *self.lists()}
+        return {self.status, self.stop, *self.listed()}
 
 
 _GO = {

@@ -22,6 +22,7 @@ from copier.ui import links as linking
 from copier.ui.gradio_versions import listen_ordered
 from copier.ui.link_values import A, Arrival, B, Links, Received
 from copier.ui.parts import Parts
+from copier.ui.recipe_form import first_stage
 from copier.ui.request_form import OWN_EDIT
 from copier.ui.tab import build_tab
 from tests.ui.conftest import fresh
@@ -102,6 +103,19 @@ def test_a_picture_becomes_the_original_with_its_prompt_and_recipe(
     assert "data:image" in answer[tab.edited.view], "the pair is shown"
     assert "selected_gallery_index()" in wired.calls[wired.a][3]
     assert "copierShow" in wired.scripts[wired.a]
+
+
+def test_the_pair_is_shown_as_the_recipe_that_came_along_trains_on_it(
+    parts: Parts, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the form has a recipe without pictures, which shows no pair."""
+    received = Received(kept, recipe=json.dumps(recipe_to_json(RECIPE)))
+    wired = Wired(parts, lambda *_: received, monkeypatch)
+    erase = builtin_recipes()["erase"]
+    assert not erase.changed
+    state = {"recipe": recipe_to_json(erase), "stage": first_stage(erase)}
+    answer = wired.click(wired.a, {wired.tab.recipe.state: state})
+    assert answer[wired.tab.edited.view].count("data:image") >= 2
 
 
 def test_a_picture_becomes_the_edited_one_beside_the_original(

@@ -133,6 +133,30 @@ def test_a_page_cannot_name_pictures_that_it_was_never_given(parts: Parts, pictu
     assert parts.pictures(given) == (inside,)
 
 
+def test_a_tab_is_built_without_a_look_at_the_hosts_files(parts: Parts, host: Any) -> None:
+    """A WebUI builds it while it starts: with many checkpoints that would take long."""
+
+    def asked() -> Any:
+        raise AssertionError("the host was asked for its files")
+
+    current = host.current_checkpoint()
+    host.current_checkpoint = lambda: current
+    host.checkpoints = host.vaes = host.loras = asked
+    assert build_tab(parts).blocks
+
+
+def test_a_page_that_was_opened_gets_every_list_of_the_host(parts: Parts) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        tab = Tab(parts)
+        for part in (tab.original, tab.tools):
+            assert set(part.lists()) == part.listed()
+        opened = tab.opened({})
+    paths = ("tools.merge.checkpoint", "tools.combine.lora4", "run.lora3", "result.checkpoint", "run.vae")
+    assert {tab.form[path] for path in paths} <= set(opened)
+
+
 def test_every_handler_takes_a_dict_and_may_give_only_what_it_names(parts: Parts) -> None:
     """The handlers of a fresh page, called with what its components hold."""
     import gradio as gr

@@ -2,6 +2,7 @@
 
     registration   what the host calls, and when
     services       ``HostServices``
+    flavour        which of these WebUIs it is
     turns          the host's queue lock, its progress and its Interrupt
     memory         the host's model out of memory, and back
     drawing        pictures by the host's own pipeline

@@ -40,7 +40,8 @@ def _choices() -> list[str]:
 
 
 def _check_loras(work: Any, values: list[str]) -> None:
-    unknown = [one for one in values if one not in _choices()]
+    known = _choices()
+    unknown = [one for one in values if one not in known]
     if unknown:
         raise RuntimeError(f"there is no LoRA {unknown[0]!r} in the LoRA folder: choose one from the list")
 

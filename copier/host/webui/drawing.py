@@ -11,6 +11,7 @@ from PIL import Image
 
 from copier.app.ports import GenerateRequest
 from copier.errors import BadInput, Cancelled, CopierError
+from copier.host.webui.flavour import is_forge
 from copier.host.webui.loras import tag
 from copier.model_options import AS_IT_IS, Prediction, Switch
 
@@ -43,13 +44,11 @@ def check_model_options(request: GenerateRequest) -> None:
 
 def overrides(request: GenerateRequest, title: str) -> dict[str, Any]:
     """The host's settings for this request alone; ``title`` is the checkpoint's, "" for the current one."""
-    from modules import sd_models
-
     found: dict[str, Any] = {"sd_model_checkpoint": title} if title else {}
     if request.model != AS_IT_IS:
         found["CLIP_stop_at_last_layers"] = request.model.clip_skip
     if request.model.vae is not None:
-        if hasattr(sd_models, "FakeInitialModel"):
+        if is_forge():
             found["forge_additional_modules"] = [str(request.model.vae)]
         else:
             found["sd_vae"] = request.model.vae.name
@@ -57,7 +56,7 @@ def overrides(request: GenerateRequest, title: str) -> dict[str, Any]:
 
 
 def draw(request: GenerateRequest, side: int, title: str) -> list[Sketch]:
-    """Draw what ``request`` asks for; ``side`` in pixels is the checkpoint's own.
+    """Draw what ``request`` asks for; ``side`` in pixels stands for a side that it leaves open.
 
     Raises:
         Cancelled: someone stopped it.

@@ -69,7 +69,6 @@ def forget() -> None:
             if getattr(module, "network_current_names", ()):
                 # Other names than any that can be wanted: the weights are restored, then added anew.
                 module.network_current_names = (("", 0.0, 0.0, None),)
-    del model
 
 
 def _forget_in_forge(model: Any) -> None:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from copier.host.webui.flavour import is_forge
+
 log = logging.getLogger(__name__)
 
 
@@ -26,10 +28,8 @@ class Memory(Protocol):
 
 
 def memory_of_host() -> Memory:
-    """That of the host that runs this, told by what its code has."""
-    from modules import sd_models
-
-    if hasattr(sd_models, "FakeInitialModel"):
+    """That of the host that runs this."""
+    if is_forge():
         return ForgeMemory()
     return EarlyForgeMemory() if _EARLY_FORGE in sys.modules else LoadedMemory()
 
@@ -78,14 +78,11 @@ class LoadedMemory:
             sd_models.reload_model_weights()
 
 
-class EarlyForgeMemory:
+class EarlyForgeMemory(LoadedMemory):
     """Hosts made from Forge's first version, with A1111's list and a memory management (reForge, classic).
 
     Read, not run.
     """
-
-    def __init__(self) -> None:
-        self._was_loaded = False
 
     def free(self) -> None:
         """Forget the models, then have the memory management give away what it holds.
@@ -102,13 +99,6 @@ class EarlyForgeMemory:
         management.unload_all_models()
         gc.collect()
         management.soft_empty_cache()
-
-    def bring_back(self) -> None:
-        """Load the chosen checkpoint again, where one was loaded."""
-        if self._was_loaded:
-            from modules import sd_models
-
-            sd_models.reload_model_weights()
 
 
 class ForgeMemory:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from copier.app.own_recipes import INFOTEXT_FIELD
+from copier.app.own_recipes import INFOTEXT_FIELD, INFOTEXT_KEY
 from copier.app.pair_preview import keep_picture
 from copier.app.settings import Settings
 from copier.errors import BadPicture
 from copier.fields import SEED
-from copier.host.drawn import INFOTEXT_KEY
+from copier.host.drawn import as_png
 from copier.host.webui.infotext import fields_of
 from copier.ui.link_values import A, Arrival, B, Links, Received
 
@@ -109,7 +107,8 @@ def received(gallery: Any, texts: Any, index: int, settings: Settings) -> Receiv
     text = infotexts[at] if at < len(infotexts) else str(image.info.get(INFOTEXT_KEY, ""))
     fields = fields_of(text)
     recipe = str(fields.get(INFOTEXT_FIELD) or "")
-    return Received(_kept(image, text, settings), values_of(fields), recipe)
+    with as_png(image.convert("RGB"), text, "from-webui.png") as file:
+        return Received(keep_picture(file, settings), values_of(fields), recipe)
 
 
 def _texts(given: Any) -> Mapping[str, Any]:
@@ -118,16 +117,6 @@ def _texts(given: Any) -> Mapping[str, Any]:
     except (TypeError, ValueError):
         return {}
     return found if isinstance(found, Mapping) else {}
-
-
-def _kept(image: Image.Image, text: str, settings: Settings) -> Path:
-    info = PngImagePlugin.PngInfo()
-    if text:
-        info.add_itxt(INFOTEXT_KEY, text)
-    with tempfile.TemporaryDirectory(prefix="copier-") as scratch:
-        file = Path(scratch) / "from-webui.png"
-        image.convert("RGB").save(file, format="PNG", pnginfo=info)
-        return keep_picture(file, settings)
 
 
 def values_of(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from copier.errors import BadInput, NotNow, UnknownName
 from copier.host.drawn import keep_drawn
 from copier.host.known_files import KnownFiles, tensors_in
 from copier.host.webui import drawing, loras, memory
+from copier.host.webui.flavour import flavour
 from copier.host.webui.interrogation import interrogators
 from copier.host.webui.options import output_folder
 from copier.host.webui.turns import Shown, Turns, Watch
@@ -53,12 +54,8 @@ class WebUiHost:
 
     @property
     def name(self) -> str:
-        """A1111, Forge or reForge, by what their code has."""
-        from modules import sd_models
-
-        if hasattr(sd_models, "FakeInitialModel"):
-            return "Forge"
-        return "reForge" if "modules_forge" in sys.modules else "A1111"
+        """A1111, Forge or reForge."""
+        return flavour()
 
     def folders(self) -> Folders:
         """The host's own."""
@@ -155,9 +152,8 @@ class WebUiHost:
         if chosen is None:
             raise BadInput("the WebUI has no checkpoint: put one into its folder and refresh the list")
         title = "" if current is not None and current.path == chosen else self._listed(chosen).title
-        side = 512
-        if not (request.width and request.height):
-            side = usual_side(check_checkpoint(chosen), request.model)
+        whole = request.width and request.height
+        side = 0 if whole else usual_side(check_checkpoint(chosen), request.model)
         with self.turns.turn(DRAWING, Watch(interrupted=cancel.cancel, cancelled=lambda: cancel.cancelled)):
             cancel.check()
             sketches = drawing.draw(request, side, title)
@@ -212,7 +208,7 @@ class WebUiHost:
 
     def captioners(self) -> Mapping[str, Captioner]:
         """The host's interrogators."""
-        return dict(interrogators(self.turns))
+        return interrogators(self.turns)
 
     def _refuse_while_away(self) -> None:
         if self.turns.taken:
