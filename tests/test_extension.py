@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 HOST = """
@@ -16,8 +18,20 @@ import json, runpy, sys, types
 calls = []
 modules = types.ModuleType("modules"); modules.__path__ = []
 callbacks = types.ModuleType("modules.script_callbacks")
+looked, files = [], []
+callbacks.callback_map = {}
 for kind in ("ui_settings", "before_ui", "after_component", "app_started", "ui_tabs"):
-    setattr(callbacks, "on_" + kind, lambda callback, kind=kind: calls.append((kind, callback)))
+    def asked(callback, kind=kind):
+        looked.append(kind)  # through all modules, for the file that asks
+        calls.append((kind, callback))
+    setattr(callbacks, "on_" + kind, asked)
+    callbacks.callback_map["callbacks_" + kind] = calls
+def add_callback(callbacks, fun, *, name=None, category="unknown", filename=None):
+    files.append(filename)
+    callbacks.append((category, fun))
+def add_callback_of_an_early_host(callbacks, fun):
+    raise AssertionError("it finds out by itself which file asks: only the host's own functions call it")
+callbacks.add_callback = add_callback_of_an_early_host if EARLY else add_callback
 scripts = types.ModuleType("modules.scripts")
 scripts.Script, scripts.AlwaysVisible = type("Script", (), {}), object()
 gradio = types.ModuleType("gradio")
@@ -33,12 +47,14 @@ sys.modules["modules"], sys.modules["gradio"] = modules, gradio
 script, *folders = sys.argv[1:]
 sys.path[:0] = folders
 def load():
-    calls.clear()
+    for one in (calls, looked, files):
+        one.clear()
     made = runpy.run_path(script)
     types = {name: one for name, one in made.items() if isinstance(one, type)}
     classes = [name for name, one in types.items() if issubclass(one, scripts.Script)]
     tabs = [callback for kind, callback in calls if kind == "ui_tabs"]
-    return {"calls": [kind for kind, _ in calls], "scripts": classes, "tabs": tabs}
+    registered = {"calls": [kind for kind, _ in calls], "looked": looked[:], "files": files[:]}
+    return {**registered, "scripts": classes, "tabs": tabs}
 """
 
 REPORT = """
@@ -47,15 +63,17 @@ heavy = [name for name in ("torch", "numpy", "PIL", "copier.app", "copier.ui") i
 CHANGE
 again = load()
 def told(found): return [tab[0].texts for call in found["tabs"] for tab in call()] if TELL else []
-kept = [{"calls": one["calls"], "scripts": one["scripts"], "told": told(one)} for one in (first, again)]
+kept = [{**{name: one[name] for name in one if name != "tabs"}, "told": told(one)} for one in (first, again)]
 print(json.dumps(kept))
 print(json.dumps(heavy))
 """
 
 
-def loaded(*folders: Path, change: str = "", tell: bool = False) -> tuple[list[Any], list[str], str]:
+def loaded(
+    *folders: Path, change: str = "", tell: bool = False, early: bool = False
+) -> tuple[list[Any], list[str], str]:
     """What the script does in a host, the first time and the second; what it imported; what it printed."""
-    code = HOST + REPORT.replace("CHANGE", change).replace("TELL", str(tell))
+    code = HOST.replace("EARLY", str(early)) + REPORT.replace("CHANGE", change).replace("TELL", str(tell))
     script = folders[-1] / "scripts" / "copier_webui.py"
     done = subprocess.run(
         # Without site-packages: where this project is installed there, it would be found twice.
@@ -66,11 +84,16 @@ def loaded(*folders: Path, change: str = "", tell: bool = False) -> tuple[list[A
     return json.loads(report), json.loads(heavy), "\n".join(said)
 
 
-def test_loading_registers_everything_once_and_imports_nothing_heavy() -> None:
-    found, heavy, said = loaded(ROOT)
+@pytest.mark.parametrize("early", [False, True])
+def test_loading_registers_everything_once_and_imports_nothing_heavy(*, early: bool) -> None:
+    found, heavy, said = loaded(ROOT, early=early)
     kinds = ["ui_settings", "before_ui", "after_component", "app_started", "ui_tabs"]
+    file = str(ROOT / "copier" / "host" / "webui" / "registration.py")
     for one in found:
         assert sorted(one["calls"]) == sorted(kinds)
+        # Which file asks is told to a host that would else look for it among all modules.
+        assert one["looked"] == (one["calls"] if early else [])
+        assert one["files"] == ([] if early else [file] * len(kinds))
         assert one["scripts"] == ["CopierRecipe"]
     assert heavy == []
     assert said == ""
