@@ -127,6 +127,20 @@ class Model:
         return self.layers
 
 
+class DeepBooru:
+    """A model whose weights cannot be fetched stays, without its tags, and is taken for loaded."""
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.files = ["model-resnet_custom_v3.pt"]
+
+    def tag(self, image: Any) -> str:
+        if self.model is None:
+            self.model = SimpleNamespace(tags=[])
+            self.model.tags = {"model-resnet_custom_v3.pt": ["1girl", "smile"]}[self.files[0]]
+        return ", ".join(self.model.tags)
+
+
 class FakeWebUi:
     """The modules of one host, in ``sys.modules`` while a test runs."""
 
@@ -190,7 +204,7 @@ class FakeWebUi:
             delete_base_vae=lambda: None, clear_loaded_vae=lambda: None,
         )  # fmt: skip
         self.module("modules.initialize_util", get_gradio_auth_creds=lambda: [("ann", "secret")])
-        self.module("modules.deepbooru", model=SimpleNamespace(tag=lambda image: "1girl, smile"))
+        self.module("modules.deepbooru", model=DeepBooru())
         self._make_models()
         self._make_processing()
         self._make_page()

@@ -23,6 +23,7 @@ from copier.app.settings import Settings
 from copier.checkpoint.writer import write_tensors
 from copier.errors import BadInput, Cancelled, CopierError, NotNow, TaggingFailed, UnknownName
 from copier.host.webui import loras
+from copier.host.webui.interrogation import DEEPBOORU
 from copier.host.webui.registration import shown, stop_current
 from copier.host.webui.services import TRAINING, WebUiHost
 from copier.model_options import ModelOptions
@@ -409,6 +410,21 @@ def test_interrogators_take_their_turn_and_their_failures_are_told(
     with pytest.raises(TaggingFailed, match="its console says why"):
         clip([picture], observer=ignore, cancel=CancelToken())
     assert webui.lock.owner is None
+
+
+def test_a_tagger_whose_model_cannot_be_fetched_fails_each_time_and_works_when_it_can(
+    host: WebUiHost, webui: FakeWebUi, tmp_path: Path, doubles: ModuleType
+) -> None:
+    picture = doubles.write_picture(tmp_path / "a.png")
+    deepbooru = host.captioners()[DEEPBOORU]
+    host_tagger = webui.modules["modules.deepbooru"].model
+    fetched, host_tagger.files = host_tagger.files, []
+    for _ in range(2):
+        with pytest.raises(TaggingFailed, match=r"IndexError.*it fetches its models"):
+            deepbooru([picture], observer=ignore, cancel=CancelToken())
+    assert host_tagger.tag(None) == "", "the host itself takes it for loaded"
+    host_tagger.files = fetched
+    assert deepbooru([picture], observer=ignore, cancel=CancelToken()) == ["1girl, smile"]
 
 
 @pytest.mark.parametrize(

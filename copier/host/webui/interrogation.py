@@ -16,6 +16,10 @@ CLIP, DEEPBOORU = "CLIP (the WebUI's)", "DeepBooru (the WebUI's)"
 _STAGE = "captions"
 _FAILED = "<error>"
 """What the hosts' CLIP interrogator answers, or ends its answer with, when it failed."""
+_REMEDY = (
+    "its console says why (it fetches its models when it is first asked); see whether it works in img2img, "
+    "or use the tagger of sd-scripts"
+)
 
 
 class Interrogator:
@@ -45,14 +49,10 @@ class Interrogator:
             text = self._ask(read_picture(path).convert("RGB"))
         except Exception as error:
             raise TaggingFailed(
-                f"the WebUI's interrogator failed on {path.name} ({type(error).__name__}: {error}): see "
-                "whether it works in img2img, or use the tagger of sd-scripts"
+                f"the WebUI's interrogator failed on {path.name} ({type(error).__name__}: {error}): {_REMEDY}"
             ) from error
         if text.endswith(_FAILED):
-            raise TaggingFailed(
-                f"the WebUI's interrogator failed on {path.name}: its console says why; or use the tagger of "
-                "sd-scripts"
-            )
+            raise TaggingFailed(f"the WebUI's interrogator failed on {path.name}: {_REMEDY}")
         return text
 
 
@@ -70,4 +70,9 @@ def interrogators(turns: Turns) -> dict[str, Interrogator]:
 def _deepbooru(image: Any) -> str:
     from modules import deepbooru
 
-    return str(deepbooru.model.tag(image))
+    booru = deepbooru.model
+    if booru.model is not None and not booru.model.tags:
+        # Its weights could not be fetched or read, but the host takes it for loaded, and it finds nothing on
+        # any picture. Without it the host tries again.
+        booru.model = None
+    return str(booru.tag(image))
