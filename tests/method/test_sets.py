@@ -1,0 +1,58 @@
+"""Recipes that train on sets, end to end on the pocket checkpoint, with few steps.
+
+What is drawn is read back by ``copier.pocket.judge``; docs/methods.md has what the whole recipes reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+from copier.app.distilling import WEIGHT, candidates, new_set
+from copier.app.pictures import DrawRequest
+from copier.codec import load_recipe, with_values
+from copier.pipeline.files import load_picture
+from copier.pocket.checkpoint import checkpoint_path
+from copier.pocket.methods import PROMPTS, Bench, figures, measure, recipes
+
+pytestmark = pytest.mark.slow
+
+LESS = ("training.steps=60",)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def found(bench: Bench) -> dict[str, Any]:
+    """The figures of every recipe, and of the checkpoint alone, by name."""
+    told, _ = measure(bench, 1, LESS, [*recipes()])
+    return {name: seeds[0] for name, seeds in told.items()}
+
+
+@pytest.mark.parametrize("name", ["via a base", "style-separated"])
+def test_what_was_trained_on_a_base_comes_with_less_of_its_look(found: dict[str, Any], name: str) -> None:
+    ours, plain, nothing = found[name], found["without a base"], found["the checkpoint"]
+    assert min(ours["shape"], plain["shape"]) >= nothing["shape"] + 0.4
+    assert ours["look"] <= plain["look"] - 0.2
+
+
+def test_what_is_distilled_at_half_weight_is_learnt_again(bench: Bench, found: dict[str, Any]) -> None:
+    (lora,) = bench.work.glob("runs/picture-set-pocket-*/picture-set-pocket.safetensors")
+    drawn = candidates(
+        DrawRequest(
+            checkpoint_path(), PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8
+        ),
+        bench.settings,
+    )
+    good = [one for one in drawn if figures([load_picture(one.path)]).shape]
+    assert len(good) >= 2
+    recipe = with_values(load_recipe("picture-set-pocket"), LESS)
+    again = bench.trained(recipe, {"set": new_set(good, bench.work / "half")})
+    seen = figures(bench.drawn(again, "again"))
+    assert seen.shape >= found["the checkpoint"]["shape"] + 0.3
