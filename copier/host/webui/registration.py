@@ -79,7 +79,7 @@ def _ask(kind: str, callback: Callable[..., Any]) -> None:
     """Have the host call ``callback`` when ``kind`` happens.
 
     What it offers for that, ``on_...``, takes from the stack which file asks, and looks for every caller
-    through all modules of the process: 60 ms a call in an idle A1111 1.10, four times that in a busy one. So
+    through all modules of the process: 60 ms a call in A1111 1.10, four times that on a busy machine. So
     the file is named where that can be done (A1111 1.10, Forge).
     """
     from modules import script_callbacks
