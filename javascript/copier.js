@@ -76,7 +76,8 @@
     }
 
     // The server changes the form too: pictures arrive, a recipe is loaded. Then it is checked again.
-    const ANSWERS = ["original__view", "original__line", "edited__view", "preset__explanation", "preset__said"];
+    const ANSWERS = ["original__view", "original__line", "edited__view", "preset__explanation", "preset__said",
+        "captions__table"];
     let answered = "";
 
     function noticeAnswers() {
@@ -155,6 +156,41 @@
     }
     function unmark(id) { const field = find(id); if (field) field.classList.remove("copier-wrong"); }
 
+    // What the page keeps as JSON in a field that nobody sees.
+    const keeper = (id) => { const one = find(id); return one && one.querySelector("textarea, input"); };
+    function keep(id, value) {
+        const field = keeper(id);
+        field.value = JSON.stringify(value);
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    // A caption was typed into the table.
+    function caption(event) {
+        const field = event.composedPath ? event.composedPath()[0] : event.target;
+        if (!field.dataset || !field.dataset.caption || !inTab(field)) return;
+        const known = JSON.parse(keeper("copier_captions__texts").value);
+        keep("copier_captions__texts", {...known, [field.dataset.caption]: field.value});
+    }
+
+    // The server says what of the captions is told to the trainings; the table, in which somebody may be
+    // typing, stays.
+    function placeTold() {
+        const told = [...root().querySelectorAll("#copier_captions__told [data-for]")];
+        const texts = new Map(told.map((one) => [one.dataset.for, one.textContent]));
+        for (const cell of root().querySelectorAll("#copier_captions__table [data-told]")) {
+            const text = texts.has(cell.dataset.told) ? texts.get(cell.dataset.told) : "–";
+            if (cell.textContent !== text) cell.textContent = text;
+        }
+    }
+
+    // The cross of a picture takes it out.
+    function takeOut(event) {
+        const cross = event.composedPath ? event.composedPath()[0] : event.target;
+        if (!cross.dataset || !cross.dataset.out || !inTab(cross)) return;
+        keep("copier_original__out", cross.dataset.out);
+        press("copier_original__take_one");
+    }
+
     function swipe(event) {
         const input = event.composedPath ? event.composedPath()[0] : event.target;
         const box = input.closest && input.closest(".copier-swipe");
@@ -212,9 +248,11 @@
     document.addEventListener("keydown", keys);
     for (const type of ["change", "drop"]) document.addEventListener(type, holdFiles, true);
     document.addEventListener("input", swipe, true);
+    document.addEventListener("change", caption, true);
+    document.addEventListener("click", takeOut, true);
     for (const type of ["input", "change", "focusout", "click", "drop"]) {
         document.addEventListener(type, changed, true);
     }
     document.addEventListener("visibilitychange", soon);
-    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); refreshCards(); }, 250);
+    setInterval(() => { tick(); noticeAnswers(); placeMessages(); placeTold(); themeFrames(); refreshCards(); }, 250);
 })();

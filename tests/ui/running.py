@@ -145,11 +145,13 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for ``condition``; fails with ``what`` did not come."""
+def until(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    """Wait for ``condition``; fails with ``what`` did not come, or with what it says then."""
     limit = time.monotonic() + PATIENCE / 1000
     while not condition():
-        assert time.monotonic() < limit, f"waited {PATIENCE / 1000:g} s in vain: {what}"
+        if time.monotonic() > limit:
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {PATIENCE / 1000:g} s in vain: {said}")
         time.sleep(0.1)
 
 
@@ -215,6 +217,19 @@ class TabPage:
         """Wait until something is there."""
         self.page.wait_for_selector(selector)
 
+    def recipe(self, title: str, explanation: str) -> None:
+        """Choose the recipe of that title, and wait until the page shows it."""
+        self.choose("preset__choice", title)
+        self.says("preset__explanation", explanation)
+
+    def stage(self, name: str, field: str) -> None:
+        """Show the fields of a stage; ``field`` is one that has its name."""
+        self.page.click(f"#copier_preset__stage label:has(span:text-is('{name}'))")
+        self.page.wait_for_function(
+            """([field, name]) => document.querySelector(`${field} :is(input, textarea)`).value === name""",
+            arg=[field, name],
+        )
+
     def short_recipe(self, steps: int | None = None) -> None:
         """Choose the recipe of a few steps, or of ``steps`` in each training, and wait until it may start."""
         self.choose("preset__choice", "short")
@@ -225,7 +240,7 @@ class TabPage:
 
     def is_ready(self) -> None:
         """Wait until Start may be pressed."""
-        self.waits_for("#copier_run__start:not([disabled])")
+        until(lambda: self.page.is_enabled("#copier_run__start"), lambda: self.text("run__problems"))
 
     def state(self, wanted: str) -> None:
         """Wait until the watched job is in that state."""
