@@ -5,7 +5,7 @@
     window.copierTab = true;
 
     const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 10000, AGAIN = 1500;
-    const GRACE = 1500, AWAITED = 30000, LONGEST = 120000;
+    const GRACE = 1500, REACTS = 15000, LONGEST = 120000;
     let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false, probing = false;
 
     const root = () => {
@@ -22,7 +22,7 @@
         return one ? one.dataset.count : "";
     };
     const pulse = () => counted("copier_run__pulse");
-    let heard = "", filesSince = 0;
+    let heard = "", filesSince = 0, reacted = true;
 
     // What the page asks by itself, and where the answers are counted.
     const COUNTS = {
@@ -39,7 +39,7 @@
 
     function awaited() {
         return Object.entries(asked).some(([id, one]) =>
-            counted(COUNTS[id]) === one.count && Date.now() - one.since < AWAITED);
+            counted(COUNTS[id]) === one.count && Date.now() - one.since < LONGEST);
     }
 
     function tick() {
@@ -91,10 +91,11 @@
     }
 
     // gradio 3 forgets a file that it sends when any answer arrives meanwhile, and says "Uploading..." for
-    // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived.
+    // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived:
+    // first until their place shows anything of them, which takes long on a busy machine.
     function uploading() {
         const took = Date.now() - filesSince;
-        if (took < GRACE) return true;
+        if (took < GRACE || (!reacted && took < REACTS)) return true;
         const rows = [...root().querySelectorAll("#copier_tab td.download")];
         return took < LONGEST && rows.some((row) => !row.querySelector("a"));
     }
@@ -104,12 +105,19 @@
         const given = event.type === "drop" ? event.dataTransfer : target;
         if (!inTab(target) || !given || !given.files || !given.files.length) return;
         filesSince = Date.now();
-        if (event.copierHeld || !awaited()) return;
+        if (event.copierHeld || !awaited()) return noticeReaction(target);
         event.stopImmediatePropagation();
         event.preventDefault();
         const kept = new DataTransfer();
         for (const file of given.files) kept.items.add(file);
         passFiles(event.type, target, kept);
+    }
+
+    function noticeReaction(target) {
+        reacted = false;
+        const place = target.closest("[id^=copier_]");
+        const watcher = new MutationObserver(() => { reacted = true; watcher.disconnect(); });
+        watcher.observe(place, {childList: true, characterData: true, subtree: true});
     }
 
     function passFiles(type, target, kept) {

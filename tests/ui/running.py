@@ -19,6 +19,9 @@ PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "600"))
 """Milliseconds to wait for what takes computing, on a machine with other work too."""
 
 
+LIST_PATIENCE = 15_000.0
+"""Milliseconds until a list that was opened counts as closed again."""
+
 REQUIRED = "COPIER_TEST_UI_REQUIRED"
 """Environment variable that `make test-ui` sets: what these tests need has to be there."""
 
@@ -160,7 +163,10 @@ class TabPage:
 
     def __init__(self, page: Any, address: str) -> None:
         self.page, self.address = page, address
+        from playwright.sync_api import TimeoutError
+
         self.errors: list[str] = []
+        self.timeout_error = TimeoutError
         page.on("pageerror", lambda error: self.errors.append(str(error.stack or error)))
         page.set_default_timeout(PATIENCE)
 
@@ -187,11 +193,21 @@ class TabPage:
         self.page.keyboard.press("Tab")
 
     def choose(self, name: str, label: str) -> None:
-        """Choose from a list by its beginning."""
+        """Choose from a list the first that has that text; once more where an answer closed the list."""
+        wanted = self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first
+        until(lambda: self._chose(name, wanted), lambda: f"{label} in the list {name}")
+
+    def _chose(self, name: str, wanted: Any) -> bool:
         # Amid the window, where there is room for the list, which does not scroll with the page.
         self.page.locator(f"#copier_{name}").first.evaluate("one => one.scrollIntoView({block: 'center'})")
+        # A list opens for an input that was not in use.
+        self.page.evaluate("document.activeElement.blur()")
         self.page.click(f"#copier_{name} input")
-        self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first.click()
+        try:
+            wanted.click(timeout=LIST_PATIENCE)
+        except self.timeout_error:
+            return False
+        return True
 
     def pick(self, name: str, label: str) -> None:
         """Choose a radio button."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -12,12 +13,13 @@ from copier.codec import builtin_recipes
 from copier.recipe import EvaluateStage, GateStage, Recipe
 from copier.ui import words
 from copier.ui.recipe_form import kind_of
-from tests.ui.running import Open, Program, TabPage
+from tests.ui.running import Open, Program, TabPage, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
+STEPS = "3"
 FEW = {
-    "train": {"training__steps": "3", "training__rank": "2", "training__alpha": "2"},
+    "train": {"training__steps": STEPS, "training__rank": "2", "training__alpha": "2"},
     "gate": {"sampling_steps": "2"},
     "evaluate": {"sampling_steps": "2", "weights": "1"},
 }
@@ -118,6 +120,41 @@ def few(tab: TabPage, case: Case) -> None:
                 tab.page.check(f"#copier_{name} input")
 
 
+def framings_are_shown(tab: TabPage) -> None:
+    """The crops and zooms of A and of B, eight of each, before anything is trained."""
+    until(lambda: tab.page.locator("#copier_edited__views img").count() == 16, "the views are shown")
+
+
+def captions_are_edited(tab: TabPage) -> None:
+    """Both sets are in the table with the caption files that came along; one is typed anew."""
+    fields = tab.page.locator("#copier_captions__table textarea")
+    until(lambda: fields.count() == 3, "a field for each picture")
+    assert fields.first.input_value() == "red disc, white background, full body"
+    fields.last.fill("a disc, arms at sides")
+    fields.last.blur()
+    told = tab.page.locator("#copier_captions__table [data-told]")
+    until(lambda: told.last.inner_text() == "arms at sides", "what is kept of the typed caption")
+    assert told.first.inner_text() == "red disc, full body"
+
+
+LOOKS = {"framing": framings_are_shown, "character via a base": captions_are_edited}
+"""What is looked at or done besides, before Start."""
+
+
+def finished(tab: TabPage, program: Program) -> dict[str, Any]:
+    """Start the run, and wait until it is done; its job."""
+    tab.is_ready()
+    tab.press("run__start")
+    tab.state("running")
+    tab.state("done")
+    job = program.jobs()[-1]
+    assert Path(job["outcome"]["result"]).is_file()
+    trained = [one for one in job["payload"]["request"]["recipe"]["stages"] if one["kind"] == "train"]
+    assert {one["training"]["steps"] for one in trained} == {int(STEPS)}
+    tab.waits_for("#copier_result__install:visible")
+    return job
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_is_set_up_started_and_finished(
     program: Program, opened: Open, pictures: Path, name: str
@@ -127,16 +164,46 @@ def test_a_recipe_is_set_up_started_and_finished(
     tab.recipe(case.recipe.title, case.recipe.explanation)
     few(tab, case)
     given(tab, case, pictures)
-    tab.is_ready()
-    tab.press("run__start")
-    tab.state("running")
-    tab.state("done")
-    job = program.jobs()[-1]
-    assert Path(job["outcome"]["result"]).is_file()
-    trained = [stage for stage in job["request"]["recipe"]["stages"] if stage["kind"] == "train"]
-    assert {stage["training"]["steps"] for stage in trained} == {3}
+    if name in LOOKS:
+        LOOKS[name](tab)
+    job = finished(tab, program)
     if case.recipe.measures:
         tab.waits_for("#copier_result__report iframe")
     else:
         tab.says("result__figures", words.NO_REPORT)
-    tab.waits_for("#copier_result__install:visible")
+    if name == "character via a base":
+        kept = Path(job["payload"]["request"]["captions"]) / "character" / "1.txt"
+        assert kept.read_text(encoding="utf-8") == "a disc, arms at sides\n"
+
+
+def test_a_lora_is_distilled_from_pictures_that_are_clicked(program: Program, opened: Open) -> None:
+    tab, case = opened(), CASES["erase"]
+    tab.recipe(case.recipe.title, case.recipe.explanation)
+    few(tab, case)
+    finished(tab, program)
+    tab.fill("result__name", "teacher")
+    tab.press("result__install")
+    tab.says("result__said", "Installed")
+
+    again = Case("picture-set-pocket")
+    tab.recipe(again.recipe.title, again.recipe.explanation)
+    tab.fill("train__training__steps", STEPS)
+    tab.fill("original__prompt", "a green ring")
+    tab.fill("original__count", "3")
+    tab.unfold("Sampling")
+    tab.fill("original__steps", "2")
+    tab.press("original__refresh")
+    tab.choose("original__lora", "teacher")
+    tab.press("original__generate")
+    drawn = tab.page.locator("#copier_original__gallery img")
+    until(lambda: drawn.count() == 3, "three pictures are drawn")
+    chosen = tab.page.locator("#copier_original__view img")
+    for number in range(3):
+        drawn.nth(number).click()
+        until(lambda wanted=number + 1: chosen.count() == wanted, "it is chosen too")
+    tab.page.locator("#copier_original__view .copier-cross").nth(1).click()
+    until(lambda: chosen.count() == 2, "the second is taken out again")
+    job = finished(tab, program)
+    assert len(job["payload"]["request"]["pictures"]["set"]["paths"]) == 2
+    captions = sorted((Path(job["payload"]["request"]["captions"]) / "set").glob("*.txt"))
+    assert [one.read_text(encoding="utf-8") for one in captions] == ["a green ring\n"] * 2
