@@ -22,7 +22,7 @@ STAMPS_UI := .venv-ui-gradio3/.stamp .venv-ui-gradio4/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-full test lint pytest test-host test-ui screenshots bench clean
+.PHONY: help install demo demo-full test lint pytest test-host test-method test-ui screenshots bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,7 +35,7 @@ demo: $(STAMP_RUN) ## the whole method on the pocket checkpoint, CPU only: pictu
 demo-full: $(STAMP_RUN) ## the same with a second edit and the difference recipe
 	@$(PY) -m copier demo --full --out demo
 
-test: lint test-host pytest ## all checks: ruff, mypy, the hosts' oldest packages, pytest
+test: lint test-host pytest ## ruff, mypy, the hosts' oldest packages, pytest; the two below take longer
 
 lint: $(STAMP_TEST) ## ruff on everything, mypy (strict) on layers 0 to 4
 	@echo "== ruff"
@@ -43,11 +43,15 @@ lint: $(STAMP_TEST) ## ruff on everything, mypy (strict) on layers 0 to 4
 	@echo "== mypy"
 	@$(PY) -m mypy
 
-pytest: $(STAMP_TEST) ## the test suite
+pytest: $(STAMP_TEST) ## the tests, and the method with real training, measured
 	@echo "== pytest: trainings that are measured, with all cores"
 	@$(PY) -m pytest -q $(MEASURED)
 	@echo "== pytest: everything else, side by side"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore $(MEASURED)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --ignore tests/method
+
+test-method: $(STAMP_TEST) ## every other recipe with real training on the pocket checkpoint, and kills in it
+	@echo "== pytest: every recipe with real training"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile --durations=10 tests/method --ignore $(MEASURED)
 
 test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest packages and Python
 	@JOBS=$(JOBS) sh tests/host310/run.sh "$(PY)"

@@ -71,6 +71,12 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
         "texts": Field("Caption texts", "The texts of the policies fixed and varied."),
         "shuffle": Field("Shuffle tags", "Shuffle the comma-separated tags at every step."),
         "keep_tokens": Field("Keep tags", "Leading tags that shuffling leaves in place.", 0, 255),
+        "dropout": Field(
+            "Without caption",
+            "Share of steps that leave the caption away: guidance compares with such a prompt.",
+            0,
+            0.9,
+        ),
         "kept": Field(
             "What captions keep",
             "Of caption files, all: everything; varies: what is not on every picture, and the tags to keep; "

@@ -124,6 +124,7 @@ class CaptionSpec(Spec):
     texts: tuple[str, ...] = ()
     shuffle: bool = False
     keep_tokens: int = 0
+    dropout: float = 0.0
     kept: Policy = Policy.ALL
     keep: tuple[str, ...] = ()
 

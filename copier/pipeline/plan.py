@@ -415,8 +415,9 @@ def _model_numbers(model: ModelOptions, digest: Callable[[Path], str]) -> dict[s
 def _training_numbers(training: TrainingSpec) -> dict[str, Any]:
     same = set(LATER_FIELDS).difference(training.other_than_default(*LATER_FIELDS))
     numbers = _without(spec_to_json(training), *same)
-    # What captions keep shows in their texts, which are in the key.
-    return {**numbers, "captions": _without(numbers["captions"], "kept", "keep")}
+    # What captions keep shows in their texts, which are in the key; leaving them away is a later field.
+    later = [] if training.captions.dropout else ["dropout"]
+    return {**numbers, "captions": _without(numbers["captions"], "kept", "keep", *later)}
 
 
 def caption_texts(request: RunRequest, stage: TrainStage) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from copier.app.distilling import candidates
 from copier.app.pictures import DrawRequest
 from copier.app.service import execute
 from copier.app.settings import Settings
-from copier.codec import load_recipe, recipe_to_json, with_value
+from copier.codec import load_recipe, recipe_to_json, with_value, with_values
 from copier.digest import json_digest
 from copier.evaluation.comparison import spread
 from copier.images.effects import to_image
@@ -60,12 +60,15 @@ PROMPTS = (
     "white background, small",
     "white background, drawing",
     "white background, nice",
-    "a picture, white background",
-    "a toy, white background",
-    "something on white background",
-    "a picture on white background",
+    "white background, centered",
+    "white background, simple",
+    "white background, picture",
+    "white background, toy",
 )
-"""Their words besides the training's caption say nothing of shape, colour or look."""
+"""The training's caption and a word that no training of the checkpoint had: nothing of shape, colour or look.
+
+Behind the caption, as tags are added. In front of it such words change the colours of what is drawn.
+"""
 SEEDS = (3001, 3002, 3003, 3004)
 COMPARED = ("via a base", "without a base")
 SHOWN = 8
@@ -110,15 +113,13 @@ def figures(pictures: Sequence[np.ndarray], hero: Scene = HERO) -> Figures:
     return Figures(*(float(value) for value in np.mean(np.array(seen, dtype=float), axis=0)))
 
 
-def recipes(changes: Sequence[str] = ()) -> dict[str, Recipe]:
+def recipes() -> dict[str, Recipe]:
     """What is compared: the recipes via a base and via a style, and the last training without any."""
-    via = load_recipe("character-pocket")
-    plain = with_value(load_recipe("picture-set-pocket"), 'training.captions.kept="constant"')
-    styled = load_recipe("style-subject-pocket")
-    found = {"via a base": via, "without a base": plain, "style-separated": styled}
-    for change in changes:
-        found = {name: with_value(recipe, change) for name, recipe in found.items()}
-    return found
+    return {
+        "via a base": load_recipe("character-pocket"),
+        "without a base": with_value(load_recipe("picture-set-pocket"), 'training.captions.kept="constant"'),
+        "style-separated": load_recipe("style-subject-pocket"),
+    }
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def measure(
     rows = [_row("trained on", trained_on)]
     for offset in range(seeds):
         for name in wanted:
-            seeded = reseeded(recipes(changes)[name], offset)
+            seeded = reseeded(with_values(recipes()[name], changes), offset)
             pictures = bench.drawn(bench.trained(seeded, sets), _short(seeded))
             found.setdefault(name, []).append(vars(figures(pictures)))
             print(name, offset, found[name][-1], file=sys.stderr, flush=True)
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training seeds (default: 3)")
     parser.add_argument("--only", action="append", choices=[*recipes()], help="what is compared")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--set", action="append", default=[], help="as of `copier run`, for both recipes")
+    parser.add_argument("--set", action="append", default=[], help="as of `copier run`, for each of them")
     given = parser.parse_args(arguments)
     found, rows = measure(Bench(given.work, given.threads), given.seeds, given.set, given.only or COMPARED)
     given.out.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,8 @@ class CaptionSource:
 
     def draw(self, picture: int) -> str:
         """The next prompt for the picture of that number."""
+        if self._spec.dropout and self._random.random() < self._spec.dropout:
+            return ""
         choices = self._choices[picture]
         text = choices[self._random.randrange(len(choices))] if len(choices) > 1 else choices[0]
         if not self._spec.shuffle:
@@ -49,7 +51,8 @@ class CaptionSource:
         """Every prompt that can come, each once; with shuffled tags nothing, for they are many."""
         if self._spec.shuffle:
             return []
-        return list(dict.fromkeys(text for choices in self._choices for text in choices))
+        left_away = [""] if self._spec.dropout else []
+        return list(dict.fromkeys([text for choices in self._choices for text in choices] + left_away))
 
 
 def caption_lines(text: str) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ _BY_FIELD = {
     "rank": "--network_dim",
     "alpha": "--network_alpha",
     "text_encoder": "--network_train_unet_only --network_train_text_encoder_only",
-    "captions": "--shuffle_caption --keep_tokens --enable_wildcard",
+    "captions": "--shuffle_caption --keep_tokens --enable_wildcard --caption_dropout_rate",
     "loss_weighting": "--min_snr_gamma --debiased_estimation_loss",
     "noise_offset": "--noise_offset",
     "min_timestep": "--min_timestep",
@@ -469,6 +469,7 @@ def _dataset(job: ScriptJob, *, varied: bool) -> dict[str, Any]:
                         "shuffle_caption": spec.captions.shuffle,
                         "keep_tokens": spec.captions.keep_tokens,
                         "enable_wildcard": varied,
+                        "caption_dropout_rate": spec.captions.dropout,
                         "alpha_mask": spec.masked,
                     }
                 ],
@@ -578,8 +579,10 @@ def _memory_arguments(job: ScriptJob, *, varied: bool) -> Iterator[tuple[str, ..
     # SDXL's autoencoder overflows in fp16, and it encodes each picture only once.
     yield ("--no_half_vae",)
     yield ("--cache_latents",)
-    # sd-scripts refuses shuffled captions here, but would encode one of several as if it were the only one.
-    if job.script.caches_texts and not (spec.text_encoder or spec.captions.shuffle or varied):
+    # sd-scripts refuses captions that are shuffled or left away here, but would encode one of several as if
+    # it were the only one.
+    changing = spec.captions.shuffle or spec.captions.dropout or varied
+    if job.script.caches_texts and not (spec.text_encoder or changing):
         yield ("--cache_text_encoder_outputs",)
 
 

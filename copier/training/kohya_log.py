@@ -290,7 +290,8 @@ FAILURES: tuple[Failure, ...] = (
         r"voluptuous\.error\.\w+: (?P<complaint>.+)",
         TrainingFailed,
         "sd-scripts does not take the dataset's description ({complaint}): its version is not the one that "
-        "this program brings; remove the environment variable COPIER_SD_SCRIPTS_DIR",
+        "this program brings; remove the environment variable COPIER_SD_SCRIPTS_DIR, or empty the WebUI's "
+        "setting of that folder",
     ),
     _failure(
         "no bf16",

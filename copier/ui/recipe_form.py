@@ -161,7 +161,7 @@ def _idle_in_training(recipe: Recipe, stage: TrainStage) -> set[str]:
     elif captions.kept is Policy.ALL and not captions.keep:
         idle.add(f"{path}.captions.keep")
     if training.captions.policy is CaptionPolicy.EMPTY:
-        idle |= {f"{path}.captions.shuffle", f"{path}.captions.keep_tokens"}
+        idle |= {f"{path}.captions.{name}" for name in ("shuffle", "keep_tokens", "dropout")}
     elif not training.captions.shuffle:
         idle.add(f"{path}.captions.keep_tokens")
     if training.loss_weighting is not LossWeighting.MIN_SNR:

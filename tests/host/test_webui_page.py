@@ -213,13 +213,29 @@ def test_what_the_host_did_not_draw_is_not_taken(
 
 def test_settings_come_from_the_hosts_page_then_the_environment(webui: FakeWebUi, tmp_path: Path) -> None:
     options.add_options()
-    assert set(webui.options.labels) == {options.DATA, options.OUTPUT, options.IN_INFOTEXT}
-    assert webui.options.restricted_opts == {options.DATA, options.OUTPUT}
+    assert set(webui.options.labels) == {*options.FOLDERS, options.IN_INFOTEXT}
+    assert webui.options.restricted_opts == set(options.FOLDERS)
     assert options.settings_of_host().data == tmp_path / "data"
     assert options.output_folder() == tmp_path / "outputs" / "copier"
     webui.options.data |= {options.DATA: str(tmp_path / "mine"), options.OUTPUT: str(tmp_path / "out")}
     assert options.settings_of_host().data == tmp_path / "mine"
     assert options.output_folder() == tmp_path / "out"
+
+
+def test_code_is_run_from_folders_of_the_hosts_page_where_no_stranger_names_them(
+    webui: FakeWebUi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options.add_options()
+    mine, machines = tmp_path / "sd-scripts", tmp_path / "machines.yaml"
+    webui.options.data |= {options.SD_SCRIPTS: str(mine), options.ACCELERATE: str(machines)}
+    found = options.settings_of_host()
+    assert (found.sd_scripts_dir, found.accelerate) == (mine, machines)
+    webui.cmd_opts.listen = True
+    monkeypatch.setenv("COPIER_SD_SCRIPTS_DIR", str(tmp_path / "theirs"))
+    found = options.settings_of_host()
+    assert (found.sd_scripts_dir, found.accelerate) == (tmp_path / "theirs", None)
+    webui.cmd_opts.enable_insecure_extension_access = True
+    assert options.settings_of_host().sd_scripts_dir == mine
 
 
 def test_accounts_of_the_host_are_those_of_the_api(webui: FakeWebUi) -> None:

@@ -1,68 +1,58 @@
-"""The recipes on sets, end to end on the pocket checkpoint: minutes each, so they are asked for by name.
+"""Recipes that train on sets, end to end on the pocket checkpoint, with few steps.
 
-    COPIER_METHOD=1 python -m pytest tests/method/test_sets.py
-
-``tests/cli/test_run_sets.py`` runs the same recipes in seconds, with a worker that draws and trains nothing.
+What is drawn is read back by ``copier.pocket.judge``; docs/methods.md has what the whole recipes reach.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("diffusers")
 
-from copier.app.demo import PROMPT
-from copier.app.figures import outcome_json
-from copier.app.pictures import DrawRequest, draw
-from copier.app.service import execute
-from copier.app.settings import Settings
-from copier.codec import load_recipe, with_value
+from copier.app.distilling import WEIGHT, candidates, new_set
+from copier.app.pictures import DrawRequest
+from copier.codec import load_recipe, with_values
+from copier.pipeline.files import load_picture
 from copier.pocket.checkpoint import checkpoint_path
-from copier.pocket.methods import Bench, measure
-from copier.recipe import EvaluateStage
-from copier.request import Edit, PictureFiles, RunRequest
+from copier.pocket.methods import PROMPTS, Bench, figures, measure, recipes
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("COPIER_METHOD"), reason="takes minutes: set COPIER_METHOD=1"),
-]
+pytestmark = pytest.mark.slow
 
-SHORT = ("copier.training.steps=120", "evaluate.weights=[-1, 1]")
+LESS = ("training.steps=60",)
 
 
-@pytest.mark.parametrize("name", ["several-originals-pocket", "framing-pocket"])
-def test_the_lora_makes_the_change_and_leaks_less_than_a_plain_one(tmp_path: Path, name: str) -> None:
-    settings = Settings(tmp_path / "data")
-    prompts = (PROMPT, "a yellow ring on purple background") if "several" in name else (PROMPT,)
-    drawn = draw(DrawRequest(checkpoint_path(), prompts, (7,), tmp_path / "a", device="cpu"), settings)
-    recipe = load_recipe(name)
-    for change in SHORT:
-        recipe = with_value(recipe, change)
-    stages = tuple(
-        replace(stage, prompts=stage.prompts[:4], seeds=stage.seeds[:4])
-        if isinstance(stage, EvaluateStage)
-        else stage
-        for stage in recipe.stages
-        if type(stage).__name__ != "GateStage"
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def found(bench: Bench) -> dict[str, Any]:
+    """The figures of every recipe, and of the checkpoint alone, by name."""
+    told, _ = measure(bench, 1, LESS, [*recipes()])
+    return {name: seeds[0] for name, seeds in told.items()}
+
+
+@pytest.mark.parametrize("name", ["via a base", "style-separated"])
+def test_what_was_trained_on_a_base_comes_with_less_of_its_look(found: dict[str, Any], name: str) -> None:
+    ours, plain, nothing = found[name], found["without a base"], found["the checkpoint"]
+    assert min(ours["shape"], plain["shape"]) >= nothing["shape"] + 0.4
+    assert ours["look"] <= plain["look"] - 0.2
+
+
+def test_what_is_distilled_at_half_weight_is_learnt_again(bench: Bench, found: dict[str, Any]) -> None:
+    (lora,) = bench.work.glob("runs/picture-set-pocket-*/picture-set-pocket.safetensors")
+    drawn = candidates(
+        DrawRequest(
+            checkpoint_path(), PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8
+        ),
+        bench.settings,
     )
-    pictures = {"a": PictureFiles(tuple(one.path for one in drawn)), "b": Edit("grayscale")}
-    request = RunRequest(
-        replace(recipe, stages=stages), checkpoint_path(), pictures, tmp_path / "out", device="cpu"
-    )
-    (found,) = outcome_json(execute([request], settings, control=True))["results"]
-    ours, control = found["lora"], found["control"]
-    assert ours["projection"] >= 0.15
-    assert ours["effect"] - control["effect"] >= 0.2
-    assert ours["leakage"] <= 0.7 * control["leakage"]
-
-
-def test_a_character_via_a_base_comes_without_the_look(tmp_path: Path) -> None:
-    found, _ = measure(Bench(tmp_path), 1)
-    via, plain = found["via a base"][0], found["without a base"][0]
-    nothing = found["the checkpoint"][0]
-    assert min(via["shape"], plain["shape"]) >= nothing["shape"] + 0.4
-    assert nothing["look"] <= via["look"] <= plain["look"] - 0.1
+    good = [one for one in drawn if figures([load_picture(one.path)]).shape]
+    assert len(good) >= 2
+    recipe = with_values(load_recipe("picture-set-pocket"), LESS)
+    again = bench.trained(recipe, {"set": new_set(good, bench.work / "half")})
+    seen = figures(bench.drawn(again, "again"))
+    assert seen.shape >= found["the checkpoint"]["shape"] + 0.3

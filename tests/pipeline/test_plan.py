@@ -171,6 +171,10 @@ def test_a_field_that_came_later_leaves_the_keys_of_earlier_trainings_as_they_we
     assert planned["copier"].key == "2ead8b96259e5b562a5f3fe6117c2520ab2afcfe1ee909b0858908e5793727d1"
     assert planned["lora"].key == "74a3e8f3c635dfbe40591bd796561a8385ab174dadac04b91fdf494ff6b4f215"
     assert set(LATER_FIELDS) < set(OTHER)
+    captions = replace(stages[0].training.captions, dropout=0.1)
+    training = replace(stages[0].training, captions=captions)
+    recipe = replace(recipe, stages=(replace(stages[0], training=training), stages[1]))
+    assert plan(replace(request, recipe=recipe), lambda path: "0" * 64)["copier"].key != planned["copier"].key
 
 
 BUILTIN_ONLY = TrainingSpec(target=Target.PAIR).of_builtin_only

@@ -35,6 +35,14 @@ def test_files_belong_to_their_picture_and_of_several_lines_one_is_drawn() -> No
     assert captions.all() == ["a cat", "a dog", ""]
 
 
+def test_the_caption_is_left_away_as_often_as_asked_for() -> None:
+    spec = CaptionSpec(policy=CaptionPolicy.FIXED, texts=("a",), dropout=0.25)
+    captions = source(spec)
+    drawn = [captions.draw(0) for _ in range(400)]
+    assert 70 < drawn.count("") < 130 and drawn.count("") + drawn.count("a") == 400
+    assert captions.all() == ["a", ""]
+
+
 def test_files_need_one_text_for_each_picture() -> None:
     with pytest.raises(BadInput, match="1 captions for 2 pictures"):
         source(CaptionSpec(policy=CaptionPolicy.FILES), "a", pictures=2)

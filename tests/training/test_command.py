@@ -116,6 +116,7 @@ def test_the_second_training_of_copier_quick_is_these_arguments():
                         "shuffle_caption": False,
                         "keep_tokens": 0,
                         "enable_wildcard": False,
+                        "caption_dropout_rate": 0.0,
                         "alpha_mask": False,
                     }
                 ],
@@ -232,6 +233,7 @@ def test_sdxl_on_8_gb_is_these_arguments():
         ({}, True),
         ({"captions": CaptionSpec(CaptionPolicy.FIXED, ("a",))}, True),
         ({"captions": CaptionSpec(CaptionPolicy.FIXED, ("a, b",), shuffle=True)}, False),
+        ({"captions": CaptionSpec(CaptionPolicy.FIXED, ("a",), dropout=0.1)}, False),
         ({"captions": CaptionSpec(CaptionPolicy.VARIED, ("a", "b"))}, False),
         ({"text_encoder": True}, False),
     ],
@@ -319,10 +321,11 @@ def test_every_picture_has_a_caption_file_that_is_not_empty(spec, captions, file
 
 
 def test_shuffling_and_the_mask_are_in_the_dataset():
-    captions = CaptionSpec(CaptionPolicy.FIXED, ("a, b",), shuffle=True, keep_tokens=3)
+    captions = CaptionSpec(CaptionPolicy.FIXED, ("a, b",), shuffle=True, keep_tokens=3, dropout=0.25)
     training = TrainingSpec(captions=captions, masked_loss=True)
     subset = build_command(job(training=training)).dataset["datasets"][0]["subsets"][0]
     assert (subset["shuffle_caption"], subset["keep_tokens"], subset["alpha_mask"]) == (True, 3, True)
+    assert subset["caption_dropout_rate"] == 0.25
 
 
 def test_the_files_are_json_in_ascii_and_captions():

@@ -20,6 +20,7 @@ from copier.codec import builtin_recipes
 from copier.recipe import (
     CaptionPolicy,
     CaptionSpec,
+    EvaluateStage,
     LossWeighting,
     Optimiser,
     Precision,
@@ -58,7 +59,7 @@ EVERYTHING = TrainingSpec(
     weight_decay=0.0,
     schedule=Schedule.CONSTANT,
     warmup_steps=7,
-    captions=CaptionSpec(CaptionPolicy.VARIED, ("a, b", "c"), shuffle=True, keep_tokens=1),
+    captions=CaptionSpec(CaptionPolicy.VARIED, ("a, b", "c"), shuffle=True, keep_tokens=1, dropout=0.2),
     loss_weighting=LossWeighting.MIN_SNR,
     min_snr_gamma=1e-1,
     noise_offset=0.3,
@@ -89,8 +90,11 @@ def job(family: Family, training: TrainingSpec, **changes: Any) -> ScriptJob:
 
 def commands() -> list[Command]:
     found = []
-    for recipe in (one for one in builtin_recipes().values() if one.pictures):
-        for stage in with_control(recipe).trainings():
+    for recipe in builtin_recipes().values():
+        measured = any(isinstance(stage, EvaluateStage) for stage in recipe.stages)
+        for stage in (with_control(recipe) if measured else recipe).trainings():
+            if stage.concept.by_text or stage.training.of_builtin_only:
+                continue
             base = tuple((ROOT / f"{one.lora}.safetensors", one.multiplier) for one in stage.base)
             start = ROOT / "start.safetensors" if stage.start else None
             for family in SCRIPTS:
@@ -207,6 +211,7 @@ def test_the_real_reader_of_datasets_takes_every_one_and_scales_nothing(cases, r
             assert (subset["image_dir"], subset["caption_extension"]) == (str(pictures.folder), ".txt")
             assert subset["shuffle_caption"] == spec.captions.shuffle
             assert subset["keep_tokens"] == spec.captions.keep_tokens
+            assert subset["caption_dropout_rate"] == spec.captions.dropout
             assert subset["alpha_mask"] == spec.masked_loss
             assert subset["enable_wildcard"] == (spec.captions.policy is CaptionPolicy.VARIED)
             assert not (subset["random_crop"] or subset["color_aug"] or subset["flip_aug"])

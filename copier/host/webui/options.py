@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from copier.app.settings import Settings, default_data_folder
+from copier.host.webui.security import security_of_host
 
 log = logging.getLogger(__name__)
 
 SECTION = ("copier", "Copier")
 DATA, OUTPUT, IN_INFOTEXT = "copier_data", "copier_output", "copier_recipe_in_infotext"
+SD_SCRIPTS, ACCELERATE = "copier_sd_scripts_dir", "copier_accelerate_config"
+FOLDERS = (DATA, OUTPUT, SD_SCRIPTS, ACCELERATE)
+_ONLY_HERE = "not heeded where others can reach the WebUI, unless with --enable-insecure-extension-access"
 
 
 def add_options() -> None:
@@ -27,6 +32,14 @@ def add_options() -> None:
         OUTPUT: shared.OptionInfo(
             "", "Folder of runs and of pictures that the tab draws", component_args=hidden, section=SECTION,
         ).info(f"empty: {_usual_output()}"),
+        SD_SCRIPTS: shared.OptionInfo(
+            "", "A folder of sd-scripts of your own, in place of the one that Copier brings",
+            component_args=hidden, section=SECTION,
+        ).info(f"empty: COPIER_SD_SCRIPTS_DIR, or Copier's; {_ONLY_HERE}").needs_restart(),
+        ACCELERATE: shared.OptionInfo(
+            "", "A file that `accelerate config` wrote, to train on several GPUs", component_args=hidden,
+            section=SECTION,
+        ).info(f"empty: COPIER_ACCELERATE_CONFIG, or one device; {_ONLY_HERE}").needs_restart(),
         IN_INFOTEXT: shared.OptionInfo(
             True, "Write the recipe of Copier's LoRAs into the text of pictures that use them",
             section=SECTION,
@@ -35,7 +48,7 @@ def add_options() -> None:
     for name, option in page.items():
         shared.opts.add_option(name, option)
     # With --hide-ui-dir-config nobody changes a folder by the host's API either.
-    shared.opts.restricted_opts.update((DATA, OUTPUT))
+    shared.opts.restricted_opts.update(FOLDERS)
 
 
 def chosen(name: str, otherwise: Any) -> Any:
@@ -48,14 +61,25 @@ def chosen(name: str, otherwise: Any) -> Any:
 
 def settings_of_host() -> Settings:
     """Where the program keeps its files: the Settings page, the environment, or the platform's folder."""
-    given = chosen(DATA, "")
-    return Settings(Path(str(given)).expanduser() if given else default_data_folder())
+    settings = Settings(_path(DATA) or default_data_folder())
+    # Code is run from there: not on the word of someone who may sit elsewhere.
+    if security_of_host().restricted:
+        return settings
+    return replace(
+        settings,
+        sd_scripts_dir=_path(SD_SCRIPTS) or settings.sd_scripts_dir,
+        accelerate=_path(ACCELERATE) or settings.accelerate,
+    )
 
 
 def output_folder() -> Path:
     """Of runs and pictures."""
-    given = chosen(OUTPUT, "")
-    return Path(str(given)).expanduser() if given else _usual_output()
+    return _path(OUTPUT) or _usual_output()
+
+
+def _path(name: str) -> Path | None:
+    given = chosen(name, "")
+    return Path(str(given)).expanduser() if given else None
 
 
 def _usual_output() -> Path:

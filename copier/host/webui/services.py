@@ -27,6 +27,7 @@ from copier.host.webui import drawing, loras, memory
 from copier.host.webui.flavour import flavour
 from copier.host.webui.interrogation import interrogators
 from copier.host.webui.options import output_folder
+from copier.host.webui.security import security_of_host
 from copier.host.webui.turns import Shown, Turns, Watch
 from copier.progress import CancelToken, Observer, ProgressEvent
 
@@ -74,15 +75,7 @@ class WebUiHost:
 
     def security(self) -> Security:
         """By the options that the host was started with."""
-        from modules import shared
-
-        options = shared.cmd_opts
-        return Security(
-            shared=bool(options.share or getattr(options, "ngrok", None)),
-            listening=bool(options.listen or getattr(options, "server_name", None)),
-            insecure_access=bool(options.enable_insecure_extension_access),
-            hidden_folders=bool(options.hide_ui_dir_config),
-        )
+        return security_of_host()
 
     def current_checkpoint(self) -> CheckpointInfo | None:
         """The chosen one. ``shared.sd_model`` is not asked: it loads, and in Forge is an older one."""
