@@ -255,12 +255,30 @@ class TabPage:
         self.is_ready()
 
     def is_ready(self) -> None:
-        """Wait until Start may be pressed."""
+        """Wait until Start may be pressed, by a check of the form as it is now."""
+        # An answer may be under way to an earlier form: the second one that comes is none of these.
+        for _ in range(2):
+            before = self._checks()
+            self.page.evaluate("document.querySelector('#copier_run__check').click()")
+            until(lambda before=before: self._checks() != before, "the form was checked")
         until(lambda: self.page.is_enabled("#copier_run__start"), lambda: self.text("run__problems"))
 
-    def state(self, wanted: str) -> None:
-        """Wait until the watched job is in that state."""
-        self.waits_for(f'#copier_run__status [data-state="{wanted}"]')
+    def _checks(self) -> str:
+        """Which answer the page has had last."""
+        pulse = "document.querySelector('#copier_run__checked .copier-pulse')"
+        return str(self.page.evaluate(f"({pulse} || {{dataset: {{}}}}).dataset.count"))
+
+    def state(self, wanted: str, job: str = "") -> None:
+        """Wait until the watched job, or the one of that id, is in that state."""
+        id = f'[data-job="{job}"]' if job else ""
+        self.waits_for(f'#copier_run__status {id}[data-state="{wanted}"]')
+
+    def starts(self, program: Program) -> str:
+        """Press Start; the id of the job that there is then."""
+        known = len(program.jobs())
+        self.press("run__start")
+        until(lambda: len(program.jobs()) > known, lambda: f"a job: {self.text('run__said')}")
+        return str(program.jobs()[-1]["id"])
 
     def given(self, picture: Path) -> None:
         """Drop an original in: quicker than drawing one, which takes a child of the program."""

@@ -61,9 +61,7 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
 
     tab.draws()
     tab.short_recipe()
-    tab.press("run__start")
-    tab.state("running")
-    tab.state("done")
+    tab.state("done", tab.starts(program))
     tab.says("result__figures", "Gate: is it A every time?")
     tab.waits_for("#copier_result__report iframe")
     tab.fill("result__name", "../outside")
@@ -336,12 +334,12 @@ def test_a_job_can_be_stopped_at_any_moment_and_leaves_nothing(
     for number in range(STOPS):
         tab.fill("train__training__steps", str(60 + number))
         tab.is_ready()
-        tab.press("run__start")
-        tab.waits_for('#copier_run__status [data-live="1"]')
+        job = tab.starts(program)
+        tab.waits_for(f'#copier_run__status [data-job="{job}"]')
         time.sleep(moments.uniform(0, 12))
         # It may end in this very moment, and then there is nothing to be stopped.
         tab.page.evaluate("document.querySelector('#copier_run__interrupt').click()")
-        tab.waits_for('#copier_run__status [data-live="0"]')
+        tab.waits_for(f'#copier_run__status [data-job="{job}"][data-live="0"]')
         children_gone(program)
         assert program.jobs()[-1]["state"] in ("stopped", "done")
         assert program.partial_files() == []
@@ -378,9 +376,8 @@ def test_the_queue_goes_on_after_the_program_was_killed(
     # and has kept what it was given: the same run, without another look at the form
     count = len(program.jobs())
     tab.is_ready()
-    tab.press("run__start")
-    until(lambda: len(program.jobs()) == count + 1, "the page's run was submitted")
-    tab.state("done")
+    tab.state("done", tab.starts(program))
+    assert len(program.jobs()) == count + 1
     assert picture.name in tab.text("original__view")
 
 

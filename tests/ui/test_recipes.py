@@ -85,6 +85,7 @@ def files(folder: Path, count: int) -> list[Path]:
 
 def given(tab: TabPage, case: Case, pictures: Path) -> None:
     """Put the pictures into the places that the recipe has for them."""
+    pairs = tab.page.locator("#copier_edited__view .copier-swipe")
     if case.first:
         tab.section("Drop one in")
         if case.first > 1 and case.recipe.changed and not case.recipe.given[0].one_by_one:
@@ -94,8 +95,12 @@ def given(tab: TabPage, case: Case, pictures: Path) -> None:
     if case.second:
         if case.recipe.changed:
             tab.pick("edited__edit", "A picture of my own")
+            until(lambda: pairs.count() == 0, "the built-in edit's pairs are gone")
         tab.drop("edited__files", *files(pictures / "second", case.second))
-        tab.waits_for(f"#copier_edited__view :text('{case.second}.png')")
+        if case.recipe.changed:
+            until(lambda: pairs.count() == case.second, "the pairs are shown")
+        else:
+            tab.says("edited__view", f"{case.second}.png")
 
 
 def few(tab: TabPage, case: Case) -> None:
@@ -144,9 +149,7 @@ LOOKS = {"framing": framings_are_shown, "character via a base": captions_are_edi
 def finished(tab: TabPage, program: Program) -> dict[str, Any]:
     """Start the run, and wait until it is done; its job."""
     tab.is_ready()
-    tab.press("run__start")
-    tab.state("running")
-    tab.state("done")
+    tab.state("done", tab.starts(program))
     job = program.jobs()[-1]
     assert Path(job["outcome"]["result"]).is_file()
     trained = [one for one in job["payload"]["request"]["recipe"]["stages"] if one["kind"] == "train"]
