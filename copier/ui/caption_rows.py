@@ -61,11 +61,25 @@ def caption_sets(
     ``partners`` are the user's own edited pictures, in the order of the originals.
 
     Raises:
-        BadInput: two pictures of a set have one name, and captions that differ.
+        BadInput: as ``by_set``.
     """
     rows = [one for one in caption_rows(recipe, pictures) if one.told is not None]
     if not any(one.text.strip() for one in rows):
         return {}
+    found = by_set(rows)
+    sets = picture_sets(recipe)
+    if sets.changed and partners:
+        texts = [pictures.caption(FIRST, path) for path in pictures.originals]
+        found[sets.changed] = {path.stem: text for path, text in zip(partners, texts, strict=True)}
+    return found
+
+
+def by_set(rows: Sequence[CaptionRow]) -> dict[str, dict[str, str]]:
+    """The captions by set and by the picture's name, as caption files have them.
+
+    Raises:
+        BadInput: two pictures of a set have one name, and captions that differ.
+    """
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         known = found.setdefault(row.set_name, {})
@@ -74,8 +88,4 @@ def caption_sets(
                 f"two pictures of {row.set_name!r} are called {row.picture.stem} and have two captions: give "
                 "one of them another name"
             )
-    sets = picture_sets(recipe)
-    if sets.changed and partners:
-        texts = [pictures.caption(FIRST, path) for path in pictures.originals]
-        found[sets.changed] = {path.stem: text for path, text in zip(partners, texts, strict=True)}
     return found

@@ -16,7 +16,7 @@ from copier.errors import BadInput
 from copier.progress import ignore
 from copier.recipe import Recipe
 from copier.ui import pieces, words
-from copier.ui.caption_rows import CaptionRow, caption_rows
+from copier.ui.caption_rows import CaptionRow, by_set, caption_rows
 from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer
 from copier.ui.leaves import elem_id
@@ -123,7 +123,7 @@ class CaptionsPart:
         """Write the table as caption files into a new folder of the output folder.
 
         Raises:
-            BadInput: there is no picture.
+            BadInput: there is no picture, or as ``by_set``.
         """
         from copier.app.caption_sets import write_caption_sets
 
@@ -131,10 +131,7 @@ class CaptionsPart:
         if not rows:
             raise BadInput("there is no picture to caption: draw one, or drop some in")
         folder = self.parts.host.folders().output / folder_name("captions")
-        sets: dict[str, dict[str, str]] = {}
-        for row in rows:
-            sets.setdefault(row.set_name, {})[row.picture.stem] = row.text
-        write_caption_sets(sets, folder)
+        write_caption_sets(by_set(rows), folder)
         return {self.said: pieces.note(f"Written into {folder}.", "good")}
 
     def _captioner(self, answers: Mapping[str, Any]) -> Captioner:

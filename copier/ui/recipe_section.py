@@ -57,12 +57,12 @@ class RecipeChoice:
     def __init__(self, form: Form, parts: Parts, recipe: Recipe) -> None:
         with gr.Column(elem_classes="copier-card"):
             html("preset.head", pieces.heading("", words.RECIPE, words.RECIPE_LEAD))
-            titles = list(known_recipes(parts))
+            titles = list(recipes_by_title(parts))
             self.choose = choice(form, "preset.choice", words.RECIPE, titles, value=recipe.title)
             self.explanation = html("preset.explanation", pieces.note(recipe.explanation))
 
 
-def known_recipes(parts: Parts) -> dict[str, Recipe]:
+def recipes_by_title(parts: Parts) -> dict[str, Recipe]:
     """Built-in and own recipes by title."""
     from copier.app.own_recipes import own_presets
 
@@ -73,9 +73,9 @@ def known_recipes(parts: Parts) -> dict[str, Recipe]:
 class RecipeSection:
     """Its components. ``state`` holds the recipe as JSON, and the name of the stage that the form shows."""
 
-    def __init__(self, form: Form, parts: Parts, recipe: Recipe, choice: RecipeChoice) -> None:
+    def __init__(self, form: Form, parts: Parts, recipe: Recipe, head: RecipeChoice) -> None:
         self.form, self.parts = form, parts
-        self.choose, self.explanation = choice.choose, choice.explanation
+        self.choose, self.explanation = head.choose, head.explanation
         stage = first_stage(recipe)
         self.state = kept("recipe.state", {"recipe": recipe_to_json(recipe), "stage": stage})
         values, shown = form_values(recipe, stage), visible_paths(recipe, stage)
@@ -306,7 +306,7 @@ class RecipeSection:
 
     def load(self, data: Any) -> Answer:
         """Another recipe was chosen."""
-        known, title = known_recipes(self.parts), data.get(self.choose)
+        known, title = recipes_by_title(self.parts), data.get(self.choose)
         if title not in known:
             raise BadInput(f"the recipe {title!r} is not there any more: choose another one")
         return self.show(known[title])
@@ -345,7 +345,7 @@ class RecipeSection:
         return self.show(recipe_from_text(given, "the text"))
 
     def _listed(self, title: str) -> Answer:
-        return {self.choose: gr.update(choices=list(known_recipes(self.parts)), value=title)}
+        return {self.choose: gr.update(choices=list(recipes_by_title(self.parts)), value=title)}
 
     def saved(self, data: Any) -> Answer:
         """Keep the recipe under a name of the user's."""
@@ -357,7 +357,7 @@ class RecipeSection:
         name = str(self.form.answers(data).get("preset.name") or "").strip()
         save_preset(recipe, name, self.parts.settings)
         said = pieces.note(f"Saved as {name}.", "good")
-        return {**self.show(known_recipes(self.parts)[name], stage), **self._listed(name), self.said: said}
+        return {**self.show(recipes_by_title(self.parts)[name], stage), **self._listed(name), self.said: said}
 
     def _own(self, data: Any) -> str:
         from copier.app.own_recipes import own_presets
@@ -381,8 +381,8 @@ class RecipeSection:
 
         name = self._own(data)
         delete_preset(name, self.parts.settings)
-        first = next(iter(known_recipes(self.parts)))
-        return {**self._listed(first), **self.show(known_recipes(self.parts)[first]),
+        first = next(iter(recipes_by_title(self.parts)))
+        return {**self._listed(first), **self.show(recipes_by_title(self.parts)[first]),
                 self.said: pieces.note(f"Deleted {name}.", "good")}  # fmt: skip
 
     def uploaded(self, data: Any) -> Answer:

@@ -60,10 +60,10 @@ class Tab:
                 with gr.Row(elem_classes="copier-columns"):
                     with gr.Column(scale=1, min_width=320):
                         first = first_recipe(parts)
-                        sets, choice = picture_sets(first), RecipeChoice(self.form, parts, first)
+                        sets, head = picture_sets(first), RecipeChoice(self.form, parts, first)
                         self.original = OriginalSection(self.form, parts, sets)
                         self.edited = EditedSection(self.form, parts, self.edits, sets)
-                        self.recipe = RecipeSection(self.form, parts, first, choice)
+                        self.recipe = RecipeSection(self.form, parts, first, head)
                     with gr.Column(scale=1, min_width=320):
                         self.run = RunSection(self.form, parts)
                 self.run.result.below()
