@@ -40,6 +40,10 @@ from copier.ui.request_form import LORA_SLOTS, OWN_VAE, lora_file
 if TYPE_CHECKING:
     from copier.app.own_recipes import Imported
 
+FIRST = "copier-quick"
+"""The recipe that the tab begins with."""
+_POCKET = "-pocket"
+"""Ending of the names of recipes for the embedded checkpoint."""
 _ROW = 3
 """Fields beside each other."""
 _HEADINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -63,11 +67,22 @@ class RecipeChoice:
 
 
 def recipes_by_title(parts: Parts) -> dict[str, Recipe]:
-    """Built-in and own recipes by title."""
+    """Built-in and own recipes by title; first those for the kind of checkpoint that is loaded."""
     from copier.app.own_recipes import own_presets
 
-    found = {recipe.title: recipe for recipe in builtin_recipes().values()}
-    return {**found, **own_presets(parts.settings)}
+    pocket = _on_pocket(parts)
+    built_in = sorted(builtin_recipes().values(), key=lambda one: one.name.endswith(_POCKET) is not pocket)
+    return {**{recipe.title: recipe for recipe in built_in}, **own_presets(parts.settings)}
+
+
+def first_recipe(parts: Parts) -> Recipe:
+    """The recipe that a new page shows."""
+    return builtin_recipes()[FIRST + _POCKET if _on_pocket(parts) else FIRST]
+
+
+def _on_pocket(parts: Parts) -> bool:
+    current = parts.host.current_checkpoint()
+    return current is not None and current.embedded
 
 
 class RecipeSection:
@@ -381,8 +396,8 @@ class RecipeSection:
 
         name = self._own(data)
         delete_preset(name, self.parts.settings)
-        first = next(iter(recipes_by_title(self.parts)))
-        return {**self._listed(first), **self.show(recipes_by_title(self.parts)[first]),
+        first = first_recipe(self.parts)
+        return {**self._listed(first.title), **self.show(first),
                 self.said: pieces.note(f"Deleted {name}.", "good")}  # fmt: skip
 
     def uploaded(self, data: Any) -> Answer:

@@ -12,7 +12,6 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Blocks
 
-from copier.codec import builtin_recipes
 from copier.errors import BadInput, CopierError, NotInstalled
 from copier.recipe import Recipe
 from copier.ui import gradio_versions, pieces, words
@@ -34,16 +33,13 @@ from copier.ui.original import OriginalSection
 from copier.ui.parts import Parts, saying
 from copier.ui.picture_sets import FIRST, SECOND, Pictures, PictureSets, caption_key, picture_sets
 from copier.ui.recipe_form import Problem
-from copier.ui.recipe_section import RecipeChoice, RecipeSection
+from copier.ui.recipe_section import RecipeChoice, RecipeSection, first_recipe
 from copier.ui.request_form import OWN_EDIT, OWN_VAE, Wanted, wanted
 from copier.ui.run_section import RunSection
 from copier.ui.setup import SetupSection
 from copier.ui.tools import ToolsSection
 
 log = logging.getLogger(__name__)
-
-FIRST_RECIPE, FIRST_POCKET = "copier-quick", "copier-quick-pocket"
-"""The recipes that the tab begins with, for real checkpoints and for the embedded one."""
 
 
 class Tab:
@@ -281,13 +277,6 @@ def sets_shown(recipe: Recipe) -> PictureSets:
         return picture_sets(recipe)
     except BadInput:
         return PictureSets(first="a", changed="b")
-
-
-def first_recipe(parts: Parts) -> Recipe:
-    """The recipe that a new page shows."""
-    current = parts.host.current_checkpoint()
-    name = FIRST_POCKET if current is not None and current.embedded else FIRST_RECIPE
-    return builtin_recipes()[name]
 
 
 def build_tab(parts: Parts, *, style: str | None = None, links: Links | None = None) -> Blocks:
