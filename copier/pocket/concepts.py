@@ -23,10 +23,10 @@ from copier.pocket.judge import Verdict, judge
 BACKGROUNDS = ("yellow", "cyan", "purple", "gray", "orange", "black")
 """Contexts that the recipes do not train in."""
 OTHERS = ("green heart", "blue circle", "pink cross", "purple square", "cyan triangle", "white crescent")
-PICTURES = 12
+PICTURES = 36
 FIRST_SEED = 3001
 STEPS, GUIDANCE = 10, 4.0
-WEIGHTS = (0.0, 1.0, -1.0)
+WEIGHTS = (0.0, 1.0)
 
 
 def prompts(asked: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,164 @@
+"""The recipes on pairs, measured on the pocket checkpoint: ``python -m copier.pocket.pairs --help``.
+
+Each with the training seeds that are asked for, on 32 prompts and seeds that no training saw. What was
+trained or drawn once is found again, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from copier.app.demo import EDIT, PROMPT, SECOND_EDIT, SEED
+from copier.app.pictures import DrawRequest, draw
+from copier.app.service import Outcome, execute
+from copier.app.settings import Settings
+from copier.codec import load_recipe, with_values
+from copier.evaluation.comparison import spread
+from copier.images.effects import EFFECTS
+from copier.images.sheet import Block, Row, Tile, contact_sheet
+from copier.pipeline.files import load_folder, weight_folder
+from copier.pocket.checkpoint import checkpoint_path
+from copier.request import Edit, Generated, PictureFiles, RunRequest
+
+PAIRS = 32
+"""Prompts and seeds that a LoRA is measured on."""
+MEASURED = (f"evaluate.seeds={list(range(2001, 2001 + PAIRS))}", "evaluate.weights=[-1, 1]")
+ORIGINALS = (
+    PROMPT,
+    "a yellow ring on purple background",
+    "a green heart on white background",
+    "a red square on cyan background",
+)
+"""What the recipes with several originals train on, drawn from seeds that count up from the demo's."""
+SHOWN = 8
+"""Pictures of each row of the sheet."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe, and what it is told beside the pair.
+
+    ``several`` originals or one; ``control``: with a plain LoRA on B of the same pictures beside it.
+    """
+
+    recipe: str
+    edit: str = EDIT
+    several: bool = False
+    control: bool = False
+    changes: tuple[str, ...] = ()
+
+
+METHODS = {
+    "copier": Method("copier-quick-pocket", control=True),
+    "early stop": Method("copier-quick-pocket", changes=("copier.check_every=25", "copier.check_pictures=8")),
+    "several originals": Method("several-originals-pocket", several=True, control=True),
+    "paired set": Method("copier-quick-pocket", several=True, control=True),
+    "framing base": Method("framing-pocket", control=True),
+    "difference, SVD": Method("difference-svd-pocket"),
+    "difference, exact": Method("difference-exact-pocket"),
+    "semantic pair": Method("semantic-pair-pocket"),
+    "direct pair": Method("direct-pair-pocket"),
+    "copier: outline": Method("copier-quick-pocket", SECOND_EDIT, control=True),
+    "mask: outline": Method("copier-quick-pocket", SECOND_EDIT, changes=("lora.training.pair_mask=true",)),
+}
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it works: ``work`` keeps originals, stages and reports."""
+
+    work: Path
+    seeds: int = 3
+    threads: int | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """With a store of its own."""
+        return Settings(self.work / "data")
+
+    def originals(self) -> PictureFiles:
+        """The pictures of the recipes that have several."""
+        paths = []
+        for number, prompt in enumerate(ORIGINALS):
+            folder = self.work / "originals" / str(number)
+            if not folder.exists():
+                request = DrawRequest(
+                    checkpoint_path(), (prompt,), (SEED + number,), folder, device="cpu", threads=self.threads
+                )
+                draw(request, self.settings)
+            paths += sorted(folder.glob("*.png"))
+        return PictureFiles(tuple(paths))
+
+    def run(self, name: str) -> tuple[Outcome, Path]:
+        """The method with every training seed, and the folder of its report."""
+        method, out = METHODS[name], self.work / "out" / name.replace(":", "")
+        request = RunRequest(
+            with_values(load_recipe(method.recipe), (*MEASURED, *method.changes)),
+            checkpoint_path(),
+            {"a": self.originals() if method.several else Generated(PROMPT, SEED), "b": Edit(method.edit)},
+            out,
+            device="cpu",
+            threads=self.threads,
+        )
+        return execute([request], self.settings, control=method.control, seeds=self.seeds), out
+
+
+def rows_of(outcome: Outcome, report: Path) -> dict[str, Any]:
+    """The report's rows over the training seeds, as JSON, and how many steps A was trained."""
+    (result,) = json.loads((report / "report.json").read_text(encoding="utf-8"))["results"]
+    rows = result["seeds"]["rows"]
+    found = {row["label"]: {"lora": row["lora"], "control": row["control"]} for row in rows}
+    copiers = [run.entries["copier"] for run in outcome.everything if "copier" in run.entries]
+    if steps := [entry.record.outcome["steps"] for entry in copiers]:
+        found["steps of A"] = {"lora": vars(spread(steps)), "control": None}
+    return found
+
+
+def _drawn(outcome: Outcome, role: str, weight: float) -> tuple[Tile, ...]:
+    folder = outcome.runs[0].entries[f"evaluate.{role}"].path(weight_folder(weight))
+    return tuple(Tile(picture) for picture in load_folder(folder)[:SHOWN])
+
+
+def measure(bench: Bench, wanted: Sequence[str]) -> tuple[dict[str, Any], list[Row]]:
+    """Figures of every method as JSON, and the rows of a sheet: at weight 1, with the first training seed."""
+    found: dict[str, Any] = {}
+    rows: list[Row] = []
+    for name in wanted:
+        outcome, folder = bench.run(name)
+        found[name] = rows_of(outcome, folder)
+        sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
+        if METHODS[name].edit != EDIT:
+            continue
+        if not rows:
+            base = _drawn(outcome, "base", 0.0)
+            edited = tuple(Tile(EFFECTS[EDIT].function(tile.picture)) for tile in base)
+            rows += [Row(base, "the checkpoint"), Row(edited, "the change alone")]
+        rows.append(Row(_drawn(outcome, "lora", 1.0), name))
+        if name == "copier":
+            rows.append(Row(_drawn(outcome, "control", 1.0), "plain LoRA on B"))
+    return found, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write ``pairs.json`` and ``pairs.png``."""
+    parser = argparse.ArgumentParser(description="Measure the recipes on pairs.")
+    parser.add_argument("--work", type=Path, required=True, help="folder of what is trained and drawn")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the outcome")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds (default: 3)")
+    parser.add_argument("--only", action="append", choices=[*METHODS], help="what is measured")
+    parser.add_argument("--threads", type=int, default=None)
+    given = parser.parse_args(arguments)
+    bench = Bench(given.work, given.seeds, given.threads)
+    found, rows = measure(bench, given.only or [*METHODS])
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "pairs.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    contact_sheet([Block(tuple(rows), size=96)]).save(given.out / "pairs.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
