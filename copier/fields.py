@@ -143,16 +143,27 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
             "erase, enhance or move what a prompt names, without pictures; none: train on pictures. "
             "Builtin only.",
         ),
-        "target": Field("Prompt that changes", "What is asked for, and will be drawn differently."),
+        "target": Field(
+            "Prompt that changes",
+            "What is asked for, and will be drawn differently.",
+            level=Level.ESSENTIAL,
+        ),
         "positive": Field(
             "Prompt of the concept",
             "What is taken away or added; move: what is drawn instead. Empty: the prompt that changes.",
+            level=Level.ESSENTIAL,
         ),
-        "neutral": Field("Neutral prompt", "What the prompt that changes is drawn as without the concept."),
+        "neutral": Field(
+            "Neutral prompt",
+            "What the prompt that changes is drawn as without the concept.",
+            level=Level.ESSENTIAL,
+        ),
         "contexts": Field(
             "Contexts", "Frames for the prompts, as in {} on white background; one at every step.", shortest=1
         ),
-        "guidance": Field("Strength", "How far beyond the neutral prompt: eta of ESD.", 0, 20),
+        "guidance": Field(
+            "Strength", "How far beyond the neutral prompt: eta of ESD.", 0, 20, level=Level.ESSENTIAL
+        ),
         "sampling_steps": Field("Steps of drawing", "DDIM steps of the latents that are trained on.", 2, 150),
         "drawing_guidance": Field("Guidance of drawing", "CFG of the latents that are trained on.", 1, 30),
     },

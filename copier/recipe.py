@@ -764,6 +764,11 @@ class Recipe(Spec):
         return tuple(one for one in self.pictures if one.of)
 
     @property
+    def measures(self) -> bool:
+        """Whether it evaluates what it makes."""
+        return any(isinstance(stage, EvaluateStage) for stage in self.stages)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The names of the LoRA files that a run has to be given."""
         return tuple(stage.name for stage in self.stages if isinstance(stage, FileStage))
@@ -813,7 +818,7 @@ def with_control(recipe: Recipe) -> Recipe:
     Raises:
         BadInput: the recipe trains nothing on the pictures of an evaluation, or measures nothing.
     """
-    if not any(isinstance(stage, EvaluateStage) for stage in recipe.stages):
+    if not recipe.measures:
         raise BadInput(f"the recipe {recipe.name!r} measures nothing: a control would stand alone")
     names = {stage.name for stage in recipe.stages} | {one.name for one in recipe.pictures}
     controls: dict[str, TrainStage] = {}

@@ -156,7 +156,8 @@ class RunRequest:
     model: ModelOptions = AS_IT_IS
     scripts: ScriptOptions = NOTHING_MORE
     captions: Path | None = None
-    """Folder of caption files for the policy ``files``; None looks beside the picture."""
+    """Folder of caption files for the policy ``files``, or of folders of them that have the sets' names; None
+    looks beside the picture."""
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

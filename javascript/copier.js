@@ -5,7 +5,7 @@
     window.copierTab = true;
 
     const FAST = 1000, SLOW = 4000, SETTLE = 500, OVERDUE = 10000, AGAIN = 1500;
-    const GRACE = 1500, AWAITED = 30000, LONGEST = 120000;
+    const GRACE = 1500, REACTS = 15000, LONGEST = 120000;
     let waitingSince = 0, lastPoll = 0, checkTimer = 0, wasLive = "", opened = false, probing = false;
 
     const root = () => {
@@ -22,7 +22,7 @@
         return one ? one.dataset.count : "";
     };
     const pulse = () => counted("copier_run__pulse");
-    let heard = "", filesSince = 0;
+    let heard = "", filesSince = 0, reacted = true;
 
     // What the page asks by itself, and where the answers are counted.
     const COUNTS = {
@@ -39,7 +39,7 @@
 
     function awaited() {
         return Object.entries(asked).some(([id, one]) =>
-            counted(COUNTS[id]) === one.count && Date.now() - one.since < AWAITED);
+            counted(COUNTS[id]) === one.count && Date.now() - one.since < LONGEST);
     }
 
     function tick() {
@@ -76,7 +76,8 @@
     }
 
     // The server changes the form too: pictures arrive, a recipe is loaded. Then it is checked again.
-    const ANSWERS = ["original__view", "original__line", "edited__view", "preset__explanation", "preset__said"];
+    const ANSWERS = ["original__view", "original__line", "edited__view", "preset__explanation", "preset__said",
+        "captions__table"];
     let answered = "";
 
     function noticeAnswers() {
@@ -90,10 +91,11 @@
     }
 
     // gradio 3 forgets a file that it sends when any answer arrives meanwhile, and says "Uploading..." for
-    // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived.
+    // ever. So files wait for the answers that are under way, and nothing is asked until they have arrived:
+    // first until their place shows anything of them, which takes long on a busy machine.
     function uploading() {
         const took = Date.now() - filesSince;
-        if (took < GRACE) return true;
+        if (took < GRACE || (!reacted && took < REACTS)) return true;
         const rows = [...root().querySelectorAll("#copier_tab td.download")];
         return took < LONGEST && rows.some((row) => !row.querySelector("a"));
     }
@@ -103,12 +105,19 @@
         const given = event.type === "drop" ? event.dataTransfer : target;
         if (!inTab(target) || !given || !given.files || !given.files.length) return;
         filesSince = Date.now();
-        if (event.copierHeld || !awaited()) return;
+        if (event.copierHeld || !awaited()) return noticeReaction(target);
         event.stopImmediatePropagation();
         event.preventDefault();
         const kept = new DataTransfer();
         for (const file of given.files) kept.items.add(file);
         passFiles(event.type, target, kept);
+    }
+
+    function noticeReaction(target) {
+        reacted = false;
+        const place = target.closest("[id^=copier_]");
+        const watcher = new MutationObserver(() => { reacted = true; watcher.disconnect(); });
+        watcher.observe(place, {childList: true, characterData: true, subtree: true});
     }
 
     function passFiles(type, target, kept) {
@@ -154,6 +163,41 @@
         }
     }
     function unmark(id) { const field = find(id); if (field) field.classList.remove("copier-wrong"); }
+
+    // What the page keeps as JSON in a field that nobody sees.
+    const keeper = (id) => { const one = find(id); return one && one.querySelector("textarea, input"); };
+    function keep(id, value) {
+        const field = keeper(id);
+        field.value = JSON.stringify(value);
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    // A caption was typed into the table.
+    function caption(event) {
+        const field = event.composedPath ? event.composedPath()[0] : event.target;
+        if (!field.dataset || !field.dataset.caption || !inTab(field)) return;
+        const known = JSON.parse(keeper("copier_captions__texts").value);
+        keep("copier_captions__texts", {...known, [field.dataset.caption]: field.value});
+    }
+
+    // The server says what of the captions is told to the trainings; the table, in which somebody may be
+    // typing, stays.
+    function placeTold() {
+        const told = [...root().querySelectorAll("#copier_captions__told [data-for]")];
+        const texts = new Map(told.map((one) => [one.dataset.for, one.textContent]));
+        for (const cell of root().querySelectorAll("#copier_captions__table [data-told]")) {
+            const text = texts.has(cell.dataset.told) ? texts.get(cell.dataset.told) : "–";
+            if (cell.textContent !== text) cell.textContent = text;
+        }
+    }
+
+    // The cross of a picture takes it out.
+    function takeOut(event) {
+        const cross = event.composedPath ? event.composedPath()[0] : event.target;
+        if (!cross.dataset || !cross.dataset.out || !inTab(cross)) return;
+        keep("copier_original__out", cross.dataset.out);
+        press("copier_original__take_one");
+    }
 
     function swipe(event) {
         const input = event.composedPath ? event.composedPath()[0] : event.target;
@@ -212,9 +256,11 @@
     document.addEventListener("keydown", keys);
     for (const type of ["change", "drop"]) document.addEventListener(type, holdFiles, true);
     document.addEventListener("input", swipe, true);
+    document.addEventListener("change", caption, true);
+    document.addEventListener("click", takeOut, true);
     for (const type of ["input", "change", "focusout", "click", "drop"]) {
         document.addEventListener(type, changed, true);
     }
     document.addEventListener("visibilitychange", soon);
-    setInterval(() => { tick(); noticeAnswers(); placeMessages(); themeFrames(); refreshCards(); }, 250);
+    setInterval(() => { tick(); noticeAnswers(); placeMessages(); placeTold(); themeFrames(); refreshCards(); }, 250);
 })();

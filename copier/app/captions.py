@@ -172,12 +172,7 @@ def caption_pictures(
     """
     cancel = cancel or CancelToken()
     _check(request)
-    said = captioner(request.pictures, observer=observer, cancel=cancel)
-    if len(said) != len(request.pictures):
-        raise TaggingFailed(
-            f"there are {len(said)} captions for {len(request.pictures)} pictures: this captioner is broken, "
-            "use another one"
-        )
+    said = what_is_said(request.pictures, captioner, observer=observer, cancel=cancel)
     texts = captions_by(request.policy, said, request.keep)
     cancel.check()
     prepare_folder(request.out)
@@ -187,6 +182,24 @@ def caption_pictures(
         replace_file(place, f"{text}\n".encode())
     rows = zip(request.pictures, request.places, said, texts, strict=True)
     return tuple(Caption(*row) for row in rows)
+
+
+def what_is_said(
+    pictures: Sequence[Path], captioner: Captioner, *, observer: Observer = ignore, cancel: CancelToken
+) -> tuple[str, ...]:
+    """What the captioner says of each picture.
+
+    Raises:
+        TaggingFailed: it does not say one text for each.
+        CopierError: what it raises.
+    """
+    said = tuple(captioner(pictures, observer=observer, cancel=cancel))
+    if len(said) != len(pictures):
+        raise TaggingFailed(
+            f"there are {len(said)} captions for {len(pictures)} pictures: this captioner is broken, "
+            "use another one"
+        )
+    return said
 
 
 def _check(request: CaptionRequest) -> None:

@@ -118,8 +118,13 @@ def look_at(a: Path, b: Path | Edit | None) -> PairView:
     view = PairView(a.name, data_uri(first, SHOWN), size=first.size)
     if b is None:
         return view
-    second = apply_effect(first, b.name, b.parameters) if isinstance(b, Edit) else read_picture(b)
+    second = edited(first, b)
     return _compared(replace(view, b=data_uri(second, SHOWN), b_size=second.size), first, second)
+
+
+def edited(a: Image.Image, b: Path | Edit) -> Image.Image:
+    """B: the picture of a file, or A with a built-in edit. Raises as ``look_at``."""
+    return apply_effect(a, b.name, b.parameters) if isinstance(b, Edit) else read_picture(b)
 
 
 def _compared(view: PairView, first: Image.Image, second: Image.Image) -> PairView:

@@ -216,7 +216,7 @@ def repetitions(request: RunRequest, seeds: int) -> tuple[RunRequest, ...]:
     """
     if seeds < 1:
         raise BadInput(f"{seeds} training seeds: give at least 1")
-    if seeds > 1 and not any(isinstance(stage, EvaluateStage) for stage in request.recipe.stages):
+    if seeds > 1 and not request.recipe.measures:
         raise BadInput(
             f"the recipe {request.recipe.name!r} measures nothing, so there is nothing to repeat with "
             f"{seeds} seeds: leave out --seeds"

@@ -148,6 +148,11 @@ class Settings:
         return self.data / "pictures"
 
     @property
+    def captions(self) -> Path:
+        """Captions that were written in the tab, a folder of caption files for each table of them."""
+        return self.data / "captions"
+
+    @property
     def logs(self) -> Path:
         """Logs of the worker child and of installations."""
         return self.data / "logs"

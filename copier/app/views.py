@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from copier.app.pair_preview import edited
 from copier.errors import BadInput, UnknownName
+from copier.evaluation.data_uri import data_uri
 from copier.images.framing import View, seen, views_of
-from copier.images.pairs import check_size, read_picture
+from copier.images.pairs import check_pair, check_size, read_picture
 from copier.pipeline.results import check_folder, prepare_folder
 from copier.recipe import PictureSet, Recipe
+from copier.request import Edit
 from copier.temporary import create_file
 
 
@@ -52,3 +56,34 @@ def write_views(
                 raise BadInput(f"{target} exists and shows something else: choose another folder with --out")
             written.append((target, view))
     return tuple(written)
+
+
+@dataclass(frozen=True)
+class PairOfViews:
+    """What one view shows of A and of B, as data URIs (``b`` is "" where there is no B), and where it is."""
+
+    place: str
+    a: str
+    b: str
+
+
+def look_at_views(spec: PictureSet, a: Path, b: Path | Edit | None, side: int) -> tuple[PairOfViews, ...]:
+    """The views that a set of originals has of its first pair, their longer sides ``side`` px at most.
+
+    Raises:
+        BadPicture, BadInput: a picture cannot be trained on or B is of another size, or the edit's values are
+            out of bounds.
+    """
+    first = read_picture(a)
+    check_size(first, a.name)
+    second = None if b is None else edited(first, b)
+    if second is not None:
+        check_pair(first, second, f" of {a.name}")
+    return tuple(
+        PairOfViews(
+            str(view),
+            data_uri(seen(first, view), side),
+            "" if second is None else data_uri(seen(second, view), side),
+        )
+        for view in views_of(spec, first.size, 0)
+    )

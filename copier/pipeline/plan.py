@@ -436,8 +436,9 @@ def caption_texts(request: RunRequest, stage: TrainStage) -> tuple[str, ...]:
 def caption_files(request: RunRequest, stage: TrainStage) -> tuple[Path | None, ...]:
     """The caption files of the stage's pictures, for the caption policy ``files``; else nothing.
 
-    Each has the picture's name and the ending ``.txt``, beside the picture or in the request's folder.
-    An edited picture takes that of its original; None where there is none, and the caption is empty.
+    Each has the picture's name and the ending ``.txt``, beside the picture or in the request's folder: there
+    in the folder that has the name of the set, or of its original, where there is one. An edited picture
+    takes that of its original; None where there is none, and the caption is empty.
     """
     places = caption_places(request, stage)
     return tuple(path if path is not None and path.is_file() else None for path in places)
@@ -465,7 +466,18 @@ def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None,
     files = request.files_of(stage.pictures)
     if files is None:
         return (None,) * request.count_of(stage.pictures)
-    return tuple((request.captions or path.parent) / f"{path.stem}.txt" for path in files.paths)
+    folder = _caption_folder(request, stage.pictures)
+    return tuple((folder or path.parent) / f"{path.stem}.txt" for path in files.paths)
+
+
+def _caption_folder(request: RunRequest, pictures: str) -> Path | None:
+    """The folder of the caption files of a set; None: beside the pictures. Two sets may share names."""
+    if request.captions is None:
+        return None
+    given = request.recipe.given_for(pictures)
+    names = (given, request.recipe.original_of(given))
+    own = (request.captions / name for name in names if name)
+    return next((one for one in own if one.is_dir()), request.captions)
 
 
 def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...], like: str) -> Draws:

@@ -1,8 +1,8 @@
-"""Captions of the originals: said by a tagger or the host, shown as a table, and used by the run."""
+"""Captions of all pictures: said by a tagger or the host, or typed into the table; the run reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,75 +11,128 @@ import gradio as gr
 from copier.app.jobs import JobState
 from copier.app.names import folder_name
 from copier.app.ports import allowed_path
-from copier.captioning import Captioner, Policy, tags_of
+from copier.captioning import Captioner
 from copier.errors import BadInput
 from copier.progress import ignore
+from copier.recipe import Recipe
 from copier.ui import pieces, words
-from copier.ui.form import Form, button, choice, flag, html, number, small_button, text
+from copier.ui.caption_rows import CaptionRow, by_set, caption_rows
+from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer
+from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, Stoppable
+from copier.ui.picture_sets import Pictures, caption_key
 from copier.ui.request_form import decimal
 
-KEPT = {
-    "Everything": Policy.ALL,
-    "What differs between the pictures": Policy.VARIES,
-    "Only the tags to keep": Policy.CONSTANT,
-}
-"""The policies as the list shows them."""
+CAPTION_ENDING = ".txt"
+"""Of the caption files that are dropped in together with pictures."""
 
 
 class CaptionsPart:
-    """Its components; ``original.originals`` are captioned, and an edited picture takes its original's."""
+    """Its components. ``texts`` holds the captions by ``caption_key`` of the kept pictures."""
 
     def __init__(self, form: Form, parts: Parts) -> None:
         self.form, self.parts = form, parts
         self.captioning = Stoppable()
-        html("captions.lead", pieces.note(words.CAPTIONS_LEAD))
-        with gr.Row():
+        with gr.Accordion("Captions", open=False, elem_id=elem_id("captions.fold")) as self.fold:
+            html("captions.lead", pieces.note(words.CAPTIONS_LEAD))
             choice(form, "captions.by", "Who says them", (words.WD14,), value=words.WD14)
-            choice(form, "captions.policy", "What is kept", KEPT, value=next(iter(KEPT)))
-        text(form, "captions.keep", "Tags to keep", "With commas between them; empty: those of framing.")
-        with gr.Accordion("The WD14 tagger", open=False):
-            text(
-                form, "captions.model", "Folder of its model", "Empty: the usual one, in the data directory."
-            )
-            number(form, "captions.threshold", "Threshold", "How sure it must be, 0 to 1; empty: as usual.")
-            flag(form, "captions.download", "Download the usual model", "Several hundred MB, once.")
-        with gr.Row():
-            self.write = button("captions.write", "Caption the originals")
-            self.stop = small_button("captions.interrupt", "Stop captioning", min_width=120)
-        self.said = html("captions.said")
-        self.found = html("captions.found")
+            with gr.Accordion("The WD14 tagger", open=False):
+                text(
+                    form,
+                    "captions.model",
+                    "Folder of its model",
+                    "Empty: the usual one, in the data directory.",
+                )
+                number(
+                    form, "captions.threshold", "Threshold", "How sure it must be, 0 to 1; empty: as usual."
+                )
+                flag(form, "captions.download", "Download the usual model", "Several hundred MB, once.")
+            with gr.Row():
+                self.write = button("captions.write", "Caption the pictures that have none")
+                self.stop = small_button("captions.interrupt", "Stop captioning", min_width=120)
+            self.said = html("captions.said")
+            self.table = html("captions.table", pieces.caption_table(()))
+            self.told = html("captions.told")
+            self.save = button("captions.save", "Save as caption files", size="sm")
+            with gr.Row(elem_classes="copier-quiet"):
+                self.texts = kept("captions.texts", {}, written=True)
 
     def lists(self) -> Answer:
         """Who can say captions, as the host is now."""
         return {self.form["captions.by"]: gr.update(choices=[words.WD14, *self.parts.host.captioners()])}
 
-    def written(self, data: Mapping[Any, Any], originals: Any) -> tuple[Answer, Path]:
-        """Caption the originals into a new folder in the output folder; the table, and the folder.
+    def rows(self, recipe: Recipe, pictures: Pictures) -> tuple[CaptionRow, ...]:
+        """The table's rows; none of a recipe that has more sets than the tab has places for."""
+        try:
+            return caption_rows(recipe, pictures)
+        except BadInput:
+            return ()
+
+    def look(self, recipe: Recipe, pictures: Pictures) -> Answer:
+        """The table for the pictures that there are now."""
+        return {self.table: pieces.caption_table(self.rows(recipe, pictures))}
+
+    def heard(self, recipe: Recipe, pictures: Pictures) -> Answer:
+        """What the trainings are told now; the page's script puts it into the table, which stays."""
+        return {self.told: pieces.captions_told(self.rows(recipe, pictures))}
+
+    def with_texts(self, texts: Mapping[str, str], data: Mapping[Any, Any]) -> Answer:
+        """Captions by their keys, beside those that are there."""
+        return {self.texts: {**data[self.texts], **texts}}
+
+    def brought(
+        self, files: Sequence[Path], place: str, pictures: Sequence[str], data: Mapping[Any, Any]
+    ) -> Answer:
+        """The caption files among ``files`` that have the names of the kept ``pictures`` of a place.
 
         Raises:
-            BadInput: there is no original, a field is wrong, or a job has the memory.
-            CopierError: as ``app.captions.caption_pictures``; nothing was written.
+            BadInput: one cannot be read.
         """
-        from copier.app.captions import CaptionRequest, caption_pictures
+        from copier.app.caption_sets import caption_text
 
-        answers = self.form.answers(data)
-        pictures = self.parts.pictures(data.get(originals))
-        if not pictures:
-            raise BadInput("there is no original to caption: draw one, or drop a picture in")
+        texts = {one.stem: caption_text(one) for one in files if one.suffix.lower() == CAPTION_ENDING}
+        stems = {caption_key(place, one): Path(one).stem for one in pictures}
+        known = {key: texts[stem] for key, stem in stems.items() if stem in texts}
+        return self.with_texts(known, data) if known else {}
+
+    def written(self, data: Mapping[Any, Any], recipe: Recipe, pictures: Pictures) -> Answer:
+        """Captions for the pictures that have none.
+
+        Raises:
+            BadInput: there is none, a field is wrong, or a job has the memory.
+            CopierError: as the captioner; nothing was changed.
+        """
+        from copier.app.captions import what_is_said
+
+        rows = caption_rows(recipe, pictures)
+        if not rows:
+            raise BadInput("there is no picture to caption: draw one, or drop some in")
+        empty = [one for one in rows if not one.text.strip()]
+        if not empty:
+            raise BadInput("every picture has a caption: empty those that are to be said anew")
         current = self.parts.jobs.current()
         if current is not None and current.state is JobState.RUNNING:
             raise BadInput("a job is running and has the memory: caption when it has ended, or stop it")
-        policy = KEPT.get(str(answers.get("captions.policy")), Policy.ALL)
-        keep = tags_of(str(answers.get("captions.keep") or ""))
-        out = self.parts.host.folders().output / folder_name("captions")
-        request = CaptionRequest(pictures, out, policy=policy, keep=keep or None)
-        captioner = self._captioner(answers)
+        captioner = self._captioner(self.form.answers(data))
         with self.captioning.work() as token:
-            captions = caption_pictures(request, captioner, observer=ignore, cancel=token)
-        rows = [(one.picture.name, one.text or words.NO_CAPTION) for one in captions]
-        return {self.found: str(pieces.table(rows))}, out
+            said = what_is_said([one.picture for one in empty], captioner, observer=ignore, cancel=token)
+        return self.with_texts({row.key: text for row, text in zip(empty, said, strict=True)}, data)
+
+    def saved(self, recipe: Recipe, pictures: Pictures) -> Answer:
+        """Write the table as caption files into a new folder of the output folder.
+
+        Raises:
+            BadInput: there is no picture, or as ``by_set``.
+        """
+        from copier.app.caption_sets import write_caption_sets
+
+        rows = caption_rows(recipe, pictures)
+        if not rows:
+            raise BadInput("there is no picture to caption: draw one, or drop some in")
+        folder = self.parts.host.folders().output / folder_name("captions")
+        write_caption_sets(by_set(rows), folder)
+        return {self.said: pieces.note(f"Written into {folder}.", "good")}
 
     def _captioner(self, answers: Mapping[str, Any]) -> Captioner:
         from copier.app.captions import Wd14Tagger

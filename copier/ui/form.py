@@ -85,9 +85,12 @@ def slider(form: Form, path: str, label: str, low: float, high: float, value: fl
     return form.add(path, gr.Slider(low, high, value, label=label, elem_id=elem_id(path), **options))
 
 
-def kept(path: str, value: Any) -> Any:
-    """A value that the page keeps for the handlers, across a restart of the program; not bound."""
-    return gradio_versions.kept(value, elem_id=elem_id(path))
+def kept(path: str, value: Any, *, written: bool = False) -> Any:
+    """A value that the page keeps for the handlers, across a restart of the program; not bound.
+
+    ``written``: the page's script may write it too.
+    """
+    return gradio_versions.kept(value, elem_id=elem_id(path), written=written)
 
 
 def button(path: str, label: str, **options: Any) -> Any:

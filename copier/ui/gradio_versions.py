@@ -109,15 +109,16 @@ def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Ans
     return called if inputs else lambda: called({})
 
 
-def kept(value: Any, *, elem_id: str) -> Any:
+def kept(value: Any, *, elem_id: str, written: bool = False) -> Any:
     """A value, as JSON is able to hold it, that the page keeps and sends along; nobody sees it.
 
     What ``gr.State`` holds is in the program's memory, and lost to an open page when the program is started
     anew. Whoever sits at the page can change it: a handler checks what it is given, and gets ``value`` in
-    place of what is of another type.
+    place of what is of another type. What the page's script writes (``written``) is in the page, where style
+    hides it.
     """
 
-    component = gr.Textbox(json.dumps(value), visible=False, show_label=False, elem_id=elem_id)
+    component = gr.Textbox(json.dumps(value), visible=written, show_label=False, elem_id=elem_id)
     # Neither a class of our own, for which gradio 4 writes a file beside this one, nor methods of this
     # object, for gradio 4 makes another one of the usual class with every answer that leaves it out.
     component.copier_kept = value

@@ -49,7 +49,8 @@ def _wire_arrival(tab: Any, links: Links, arrival: Arrival) -> None:
             chosen = int(index) if isinstance(index, (int, float)) else -1
             return _taken(tab, links.receive(gallery, texts, chosen), arrival.target, data)
 
-        return saying(tab.with_pairs(taken), place)(dict(zip(form, held, strict=True)))
+        given = dict(zip(form, held, strict=True))
+        return saying(tab.with_pairs(tab.with_recipe(taken)), place)(given)
 
     # The button itself stands for the index, which the page's script fills in.
     inputs = [arrival.gallery, arrival.infotexts, arrival.button, *form]
@@ -74,8 +75,8 @@ def _taken(tab: Any, received: Received, target: str, data: Mapping[Any, Any]) -
 
 def _changed(tab: Any) -> set[Any]:
     """All that a picture that arrives may change."""
-    own = {tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit, tab.edited.view}
-    return own | tab.recipe.outputs() | {tab.recipe.said} | tab.form.under("original")
+    own = {tab.original.originals, tab.edited.edited, tab.edited.edit, tab.recipe.said} | tab.placed()
+    return own | tab.recipe.outputs() | tab.form.under("original")
 
 
 def _to_inpaint(tab: Any, inpaint: Any, originals: Any) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from copier.fields import GUIDANCE, LARGEST_SEED, SAMPLING_STEPS
 from copier.progress import ignore
 from copier.request import ENDINGS
 from copier.ui import pieces, words
+from copier.ui.captions import CAPTION_ENDING
 from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, Stoppable
+from copier.ui.picture_sets import PictureSets
 from copier.ui.request_form import (
     FOLLOW,
     chosen_checkpoint,
@@ -26,6 +28,8 @@ from copier.ui.request_form import (
     whole,
 )
 
+KINDS = (*ENDINGS, CAPTION_ENDING)
+"""Endings of what may be dropped in."""
 NO_LORA = "No LoRA"
 POCKET_PROMPT = "a red star on cyan background"
 """What the embedded checkpoint draws well."""
@@ -34,48 +38,57 @@ POCKET_PROMPT = "a red star on cyan background"
 class OriginalSection:
     """Its components; ``drawn`` and ``originals`` hold the paths of files in the data directory."""
 
-    def __init__(self, form: Form, parts: Parts) -> None:
+    def __init__(self, form: Form, parts: Parts, sets: PictureSets) -> None:
         self.form, self.parts = form, parts
         self.drawing = Stoppable()
         self.drawn = kept("original.drawn", [])
         self.originals = kept("original.originals", [])
         with gr.Column(elem_classes="copier-card"):
-            html("original.head", pieces.heading("1", words.ORIGINAL, words.ORIGINAL_LEAD))
+            said = sets.texts[0]
+            self.head = html("original.head", pieces.heading("1", said.title, said.lead))
             self._model_line()
-            with gr.Tabs(elem_id=elem_id("original.ways")):
-                with gr.Tab("Draw one", elem_id=elem_id("original.draw")):
-                    self._drawing()
-                with gr.Tab("Drop one in", elem_id=elem_id("original.drop")):
-                    self.files = form.add(
-                        "original.files",
-                        picture_files(
-                            label="Picture, or several",
-                            several=True,
-                            kinds=ENDINGS,
-                            elem_id=elem_id("original.files"),
-                            height=120,
-                        ),
-                    )
-                    flag(
-                        form,
-                        "original.fit",
-                        "Scale and crop to fit",
-                        "To the recipe's resolution, sides multiples of 64; A and B alike.",
-                        value=True,
-                    )
-            self.said = html("original.said")
-            self.view = html("original.view", pieces.originals(()))
-            with gr.Row():
+            with gr.Column(visible=bool(sets.first), elem_id=elem_id("original.pictures")) as self.place:
+                self._pictures(said)
+
+    def _pictures(self, said: words.SetWords) -> None:
+        form = self.form
+        with gr.Tabs(elem_id=elem_id("original.ways")):
+            with gr.Tab("Draw one", elem_id=elem_id("original.draw")):
+                self._drawing()
+            with gr.Tab("Drop one in", elem_id=elem_id("original.drop")):
+                self.files = form.add(
+                    "original.files",
+                    picture_files(
+                        label=words.PICTURES_LABEL,
+                        several=True,
+                        kinds=KINDS,
+                        elem_id=elem_id("original.files"),
+                        height=120,
+                    ),
+                )
                 flag(
                     form,
-                    "original.several",
-                    "Several originals",
-                    "What is chosen or dropped in is added; else it takes the place of the others.",
+                    "original.fit",
+                    "Scale and crop to fit",
+                    "To the recipe's resolution, sides multiples of 64; A and B alike.",
+                    value=True,
                 )
-                self.clear = small_button("original.clear", "Take out", min_width=90)
-                self.to_inpaint = small_button(
-                    "original.to_inpaint", "A to inpaint", min_width=110, visible=False
-                )
+        self.said = html("original.said")
+        self.view = html("original.view", pieces.empty(said.none))
+        with gr.Row():
+            self.several = flag(
+                form,
+                "original.several",
+                "Several originals",
+                "What is chosen or dropped in is added; else it takes the place of the others.",
+            )
+            self.clear = small_button("original.clear", "Take out", min_width=90)
+            self.to_inpaint = small_button(
+                "original.to_inpaint", "A to inpaint", min_width=110, visible=False
+            )
+        with gr.Row(elem_classes="copier-quiet"):
+            self.out = kept("original.out", "", written=True)
+            self.take_one = button("original.take_one", words.TAKE_OUT)
 
     def _model_line(self) -> None:
         with gr.Row():
@@ -117,9 +130,7 @@ class OriginalSection:
             self.stop = small_button("original.interrupt", "Stop drawing", min_width=110)
             # The hosts' scripts for Alt+Enter press a button of this name.
             button("original.skip", "Skip", visible=False)
-        self.gallery = gallery(
-            label="Choose one by clicking it", elem_id=elem_id("original.gallery"), columns=4
-        )
+        self.gallery = gallery(label="Choose by clicking", elem_id=elem_id("original.gallery"), columns=4)
 
     def lists(self, data: Any = None) -> Answer:
         """The host's lists and current checkpoint, as they are now."""
@@ -188,8 +199,26 @@ class OriginalSection:
         weight = decimal(answers["original.lora_weight"], "Weight of that LoRA", -10, 10)
         return ((lora_file(str(name), self.parts.host), weight),)
 
+    def fits(self, sets: PictureSets) -> Answer:
+        """What the section says and shows for a recipe that is given ``sets``."""
+        said = sets.texts[0]
+        answer: dict[Any, Any] = {
+            self.head: pieces.heading("1", said.title, said.lead),
+            self.place: gr.update(visible=bool(sets.first)),
+        }
+        # What the user chose for a recipe of pairs stays: paired sets are some of several originals too.
+        return answer | ({self.several: gr.update(value=True)} if sets.many else {})
+
+    def fitted(self) -> set[Any]:
+        """All that ``fits`` changes."""
+        return {self.head, self.place, self.several}
+
+    def look(self, paths: Sequence[Path], sets: PictureSets) -> Answer:
+        """The pictures that are chosen."""
+        return {self.view: pieces.thumbs(paths, sets.texts[0].none, removable=True)}
+
     def draw(self, data: Any) -> Answer:
-        """Have the host draw; the first picture becomes the original where there is none from elsewhere."""
+        """Have the host draw; the first picture becomes the original, unless several are to be chosen."""
         with self.drawing.work() as token:
             found = self.parts.host.generate(self.request(data), ignore, token)
         files = [str(one.path) for one in found]
@@ -198,7 +227,7 @@ class OriginalSection:
             self.gallery: gr.update(value=_opened(shown), visible=True),
             self.drawn: files,
             self.said: "",
-            **self.taken(files[:1], data),
+            **self.taken([] if self._takes_several(data) else files[:1], data),
         }
 
     def pick(self, data: Any, index: int) -> Answer:
@@ -207,22 +236,35 @@ class OriginalSection:
         return self.taken(drawn[index : index + 1], data)
 
     def drop(self, data: Any) -> Answer:
-        """Pictures were dropped in."""
+        """Pictures were dropped in, or taken away; caption files alone change none of them."""
         from copier.app.pair_preview import keep_picture
 
-        kept = [str(keep_picture(path, self.parts.settings)) for path in file_paths(data.get(self.files))]
-        return self.taken(kept, data)
+        files = file_paths(data.get(self.files))
+        pictures = pictures_among(files)
+        if files and not pictures:
+            return {}
+        return self.taken([str(keep_picture(path, self.parts.settings)) for path in pictures], data)
 
     def take_out(self, data: Any) -> Answer:
         """No original any more."""
-        return {self.originals: [], self.view: pieces.originals(()), self.files: gr.update(value=None)}
+        return {self.originals: [], self.files: gr.update(value=None)}
+
+    def take_one_out(self, data: Any) -> Answer:
+        """One original less."""
+        return {self.originals: [one for one in data[self.originals] if one != data[self.out]], self.out: ""}
 
     def taken(self, files: list[str], data: Any) -> Answer:
         """Pictures become the originals, or more of them."""
-        several = bool(self.form.answers(data).get("original.several"))
-        before = data[self.originals] if several else []
-        now = [*before, *(one for one in files if one not in before)]
-        return {self.originals: now, self.view: pieces.originals(self.parts.pictures(now))}
+        before = data[self.originals] if self._takes_several(data) else []
+        return {self.originals: [*before, *(one for one in files if one not in before)]}
+
+    def _takes_several(self, data: Any) -> bool:
+        return bool(data.get(self.several))
+
+
+def pictures_among(files: Sequence[Path]) -> list[Path]:
+    """Those that are no caption files."""
+    return [one for one in files if one.suffix.lower() != CAPTION_ENDING]
 
 
 def _opened(shown: list[tuple[str, str]]) -> list[tuple[Any, str]]:

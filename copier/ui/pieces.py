@@ -13,6 +13,7 @@ from copier.app.pair_preview import PairView, thumbnail
 from copier.app.ports import CheckpointInfo
 from copier.markup import Content, Markup, duration, join, number, tag, weight_text
 from copier.ui import words
+from copier.ui.caption_rows import CaptionRow
 from copier.ui.leaves import elem_id
 from copier.ui.recipe_form import Problem
 from copier.ui.stage_words import said_of, stage_words
@@ -20,8 +21,10 @@ from copier.ui.stage_words import said_of, stage_words
 if TYPE_CHECKING:
     from copier.app.estimate import Estimate
     from copier.app.trainer import TrainerStatus
+    from copier.app.views import PairOfViews
 
 _THUMB = 160
+_SMALL = 96
 _NEWEST = 12
 """Pictures on the way that are shown."""
 
@@ -65,25 +68,80 @@ def checkpoint_line(checkpoint: CheckpointInfo | None) -> Markup:
 _FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "flux": "FLUX"}
 
 
-def originals(paths: Sequence[Path]) -> Markup:
-    """The originals that are chosen, small."""
+def thumbs(paths: Sequence[Path], none: str, *, removable: bool = False) -> Markup:
+    """Chosen pictures, small; ``none`` says that there is none. Those that are ``removable`` have a cross."""
     if not paths:
-        return tag("div", words.NO_ORIGINAL, class_="copier-empty")
+        return empty(none)
     tiles = (
         tag(
             "figure",
             tag("img", src=thumbnail(one, _THUMB), alt=one.name),
             tag("figcaption", one.name, title=one.name),
+            _cross(one) if removable else None,
         )
         for one in paths
     )
     return tag("div", tiles, class_="copier-thumbs")
 
 
+def _cross(picture: Path) -> Markup:
+    return tag(
+        "button", "×", type="button", class_="copier-cross", title=words.TAKE_OUT, data_out=str(picture)
+    )
+
+
+def empty(text: str) -> Markup:
+    """What is said where something will be."""
+    return tag("div", text, class_="copier-empty")
+
+
+def caption_table(rows: Sequence[CaptionRow]) -> Markup:
+    """A field for the caption of each picture; the page's script keeps what is typed there."""
+    if not rows:
+        return empty(words.NO_CAPTIONED)
+    lines = [tag("tr", (tag("th", head) for head in words.CAPTION_HEADS))]
+    names = tuple(dict.fromkeys(one.set_name for one in rows))
+    for name in names:
+        if len(names) > 1:
+            lines.append(tag("tr", tag("th", words.set_words(name).title, colspan=len(words.CAPTION_HEADS))))
+        lines += [_caption_line(one) for one in rows if one.set_name == name]
+    return tag("table", tag("tbody", lines), class_="copier-captions")
+
+
+def _caption_line(row: CaptionRow) -> Markup:
+    name = row.picture.name
+    return tag(
+        "tr",
+        tag("td", tag("img", src=thumbnail(row.picture, _SMALL), alt=name), tag("span", name, title=name)),
+        tag("td", tag("textarea", row.text, rows=3, data_caption=row.key, aria_label=name)),
+        tag("td", data_told=row.key),
+    )
+
+
+def captions_told(rows: Sequence[CaptionRow]) -> Markup:
+    """What the trainings are told of each picture, for the page's script; and whether they read captions."""
+    if not rows:
+        return Markup("")
+    told = (
+        tag("span", words.NO_CAPTION if one.told == "" else one.told, data_for=one.key)
+        for one in rows
+        if one.told is not None
+    )
+    return join((tag("div", told, class_="copier-told"), _captions_note(rows)))
+
+
+def _captions_note(rows: Sequence[CaptionRow]) -> Markup:
+    read = [one for one in rows if one.told is not None]
+    if not read:
+        return note(words.CAPTIONS_UNREAD)
+    missing = any(not one.text.strip() for one in read)
+    return note(words.CAPTIONS_MISSING, "warning") if missing else note(words.CAPTIONS_READ, "good")
+
+
 def pairs(views: Sequence[PairView]) -> Markup:
     """Each pair as a row: both with a divider to drag, where they differ, and what to know."""
     if not views:
-        return tag("div", words.NO_EDITED, class_="copier-empty")
+        return empty(words.AN_EDITED.none)
     return tag("div", (_pair(view) for view in views), class_="copier-pairs")
 
 
@@ -106,6 +164,23 @@ def _pair(view: PairView) -> Markup:
         note(view.problem, "bad"),
         (note(warning, "warning") for warning in view.warnings),
     )
+
+
+def framings(views: Sequence[PairOfViews]) -> Markup:
+    """The crops and zooms of a pair, A above B."""
+    if not views:
+        return Markup("")
+    figures = (
+        tag(
+            "figure",
+            tag("img", src=one.a, alt=words.A),
+            tag("img", src=one.b, alt=words.B) if one.b else None,
+            tag("figcaption", one.place, title=one.place),
+        )
+        for one in views
+    )
+    said = words.VIEWS if views[0].b else words.VIEWS_OF_A
+    return join((note(said), tag("div", figures, class_="copier-thumbs copier-views")))
 
 
 def _swipe(view: PairView) -> Markup:
@@ -263,7 +338,7 @@ def log(view: JobView | None) -> Markup:
 def result(outcome: Mapping[str, Any] | None) -> Markup:
     """The main figures of a finished run, a tile each."""
     if outcome is None:
-        return tag("div", words.NO_RESULT, class_="copier-empty")
+        return empty(words.NO_RESULT)
     tiles: list[Content] = []
     gate = outcome.get("gate")
     if gate:

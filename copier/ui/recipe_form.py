@@ -18,6 +18,7 @@ from copier.recipe import (
     STAGE_KINDS,
     CaptionPolicy,
     ConceptAction,
+    GateStage,
     LossWeighting,
     RankMethod,
     RankPolicy,
@@ -180,7 +181,21 @@ def _idle_in_training(recipe: Recipe, stage: TrainStage) -> set[str]:
         idle.add(f"{path}.eta")
     if not stage.check_every:
         idle |= {"train.check_pictures", "train.check_sampling_steps"}
-    return idle | _idle_by_text(stage)
+    return idle | _idle_by_pictures(recipe, stage) | _idle_by_text(stage)
+
+
+def _idle_by_pictures(recipe: Recipe, stage: TrainStage) -> set[str]:
+    """What needs both pictures of a pair, of a training on originals; what needs a gate, of one without."""
+    if stage.concept.by_text:
+        return set()
+    idle = set()
+    if not recipe.original_of(stage.pictures):
+        of_pairs = {"target", "pair_mask"} - set(stage.training.of_pairs)
+        idle = {f"train.training.{name}" for name in of_pairs}
+    gated = any(isinstance(one, GateStage) and one.lora == stage.name for one in recipe.stages)
+    if not stage.check_every and (recipe.original_of(stage.pictures) or not gated):
+        idle.add("train.check_every")
+    return idle
 
 
 def _idle_by_text(stage: TrainStage) -> set[str]:
@@ -206,10 +221,19 @@ def _idle_in_ranks(ranks: RankPolicy) -> set[str]:
     return {"threshold"} if ranks.method is RankMethod.RANK else set()
 
 
+def has_several_trainings(recipe: Recipe) -> bool:
+    """Whether there is something to be made the same."""
+    return len(tuple(recipe.trainings())) > 1
+
+
+def reads_captions(recipe: Recipe) -> bool:
+    """Whether a training reads caption files."""
+    return any(one.training.captions.policy is CaptionPolicy.FILES for one in recipe.trainings())
+
+
 def with_caption_files(recipe: Recipe) -> Recipe:
     """``recipe`` with all trainings reading caption files; as it is where one does already."""
-    trainings = recipe.trainings()
-    if any(one.training.captions.policy is CaptionPolicy.FILES for one in trainings):
+    if reads_captions(recipe):
         return recipe
     stages = tuple(_reading_files(one) if isinstance(one, TrainStage) else one for one in recipe.stages)
     return replace(recipe, stages=stages)

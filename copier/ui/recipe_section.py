@@ -20,13 +20,16 @@ from copier.ui.form import Form, button, choice, flag, html, kept, leaf_field, n
 from copier.ui.gradio_versions import Answer, file_paths, picture_files
 from copier.ui.leaves import RECIPE, Leaf, Shape, elem_id
 from copier.ui.parts import Parts
+from copier.ui.picture_sets import Pictures
 from copier.ui.recipe_form import (
     LEAVES,
     Problem,
     first_stage,
     form_values,
+    has_several_trainings,
     kind_of,
     paths_of,
+    reads_captions,
     visible_paths,
     with_all_trainings,
     with_caption_files,
@@ -37,6 +40,10 @@ from copier.ui.request_form import LORA_SLOTS, OWN_VAE, lora_file
 if TYPE_CHECKING:
     from copier.app.own_recipes import Imported
 
+FIRST = "copier-quick"
+"""The recipe that the tab begins with."""
+_POCKET = "-pocket"
+"""Ending of the names of recipes for the embedded checkpoint."""
 _ROW = 3
 """Fields beside each other."""
 _HEADINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -48,20 +55,48 @@ _HEADINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
 """Fields that are groups of others: their help stands above the group."""
 
 
+class RecipeChoice:
+    """Which recipe: what all other sections depend on, so it stands above them."""
+
+    def __init__(self, form: Form, parts: Parts, recipe: Recipe) -> None:
+        with gr.Column(elem_classes="copier-card"):
+            html("preset.head", pieces.heading("", words.RECIPE, words.RECIPE_LEAD))
+            titles = list(recipes_by_title(parts))
+            self.choose = choice(form, "preset.choice", words.RECIPE, titles, value=recipe.title)
+            self.explanation = html("preset.explanation", pieces.note(recipe.explanation))
+
+
+def recipes_by_title(parts: Parts) -> dict[str, Recipe]:
+    """Built-in and own recipes by title; first those for the kind of checkpoint that is loaded."""
+    from copier.app.own_recipes import own_presets
+
+    pocket = _on_pocket(parts)
+    built_in = sorted(builtin_recipes().values(), key=lambda one: one.name.endswith(_POCKET) is not pocket)
+    return {**{recipe.title: recipe for recipe in built_in}, **own_presets(parts.settings)}
+
+
+def first_recipe(parts: Parts) -> Recipe:
+    """The recipe that a new page shows."""
+    return builtin_recipes()[FIRST + _POCKET if _on_pocket(parts) else FIRST]
+
+
+def _on_pocket(parts: Parts) -> bool:
+    current = parts.host.current_checkpoint()
+    return current is not None and current.embedded
+
+
 class RecipeSection:
     """Its components. ``state`` holds the recipe as JSON, and the name of the stage that the form shows."""
 
-    def __init__(self, form: Form, parts: Parts, recipe: Recipe) -> None:
+    def __init__(self, form: Form, parts: Parts, recipe: Recipe, head: RecipeChoice) -> None:
         self.form, self.parts = form, parts
+        self.choose, self.explanation = head.choose, head.explanation
         stage = first_stage(recipe)
         self.state = kept("recipe.state", {"recipe": recipe_to_json(recipe), "stage": stage})
         values, shown = form_values(recipe, stage), visible_paths(recipe, stage)
         self.kinds: dict[str, Any] = {}
         with gr.Column(elem_classes="copier-card"):
-            html("recipe.head", pieces.heading("", words.RECIPE, words.RECIPE_LEAD))
-            titles = list(self.known())
-            self.choose = choice(form, "preset.choice", "Recipe", titles, value=recipe.title)
-            self.explanation = html("preset.explanation", pieces.note(recipe.explanation))
+            html("recipe.head", pieces.heading("", words.SETTINGS, words.SETTINGS_LEAD))
             self.stage = form.add(
                 "preset.stage",
                 gr.Radio(
@@ -75,22 +110,25 @@ class RecipeSection:
             for kind in STAGE_KINDS:
                 self._essentials(kind, values, shown, visible=kind == kind_of(recipe.stage(stage)))
             self.same = button(
-                "preset.same", "Same steps, rate, rank and alpha for every training", size="sm"
+                "preset.same",
+                "Same steps, rate, rank and alpha for every training",
+                size="sm",
+                visible=has_several_trainings(recipe),
             )
-            flag(
+            self.control = flag(
                 form,
                 "run.control",
                 "Train a plain LoRA too, to compare",
                 "On B alone, with the same settings: what one would use otherwise. Takes longer.",
+                visible=recipe.measures,
             )
+            self.captions = CaptionsPart(form, parts)
             with gr.Accordion("Advanced", open=False, elem_id=elem_id("preset.advanced")):
                 self.advanced = {
                     kind: self._advanced(kind, values, shown, stage, recipe) for kind in STAGE_KINDS
                 }
                 self._about(values, shown)
                 self._this_time()
-            with gr.Accordion("Captions", open=False, elem_id=elem_id("captions.fold")):
-                self.captions = CaptionsPart(form, parts)
             with gr.Accordion("Save, load, delete", open=False, elem_id=elem_id("preset.files")):
                 self._files()
             self.said = html("preset.said")
@@ -189,7 +227,7 @@ class RecipeSection:
                 form,
                 "run.captions",
                 "Folder of caption files",
-                "For recipes that read them; empty: beside the picture.",
+                "For recipes that read them; empty: those of the table under Captions.",
             )
             with gr.Row():
                 number(
@@ -223,13 +261,6 @@ class RecipeSection:
             choice(form, "preset.lora", "Recipe from a LoRA in the folder", ())
             self.load_lora = small_button("preset.load_lora", "Load", min_width=80)
 
-    def known(self) -> dict[str, Recipe]:
-        """Built-in and own recipes by title."""
-        from copier.app.own_recipes import own_presets
-
-        found = {recipe.title: recipe for recipe in builtin_recipes().values()}
-        return {**found, **own_presets(self.parts.settings)}
-
     def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, tuple[Problem, ...]]:
         """The recipe as the form has it now, the stage that is shown, and what could not be taken."""
         held = data[self.state]
@@ -252,7 +283,14 @@ class RecipeSection:
                 self.form[f"run.lora{i + 1}"]: gr.update(visible=i < len(recipe.files))
                 for i in range(LORA_SLOTS)
             },
+            self.same: gr.update(visible=has_several_trainings(recipe)),
+            self.control: gr.update(visible=recipe.measures),
+            self.captions.fold: gr.update(visible=bool(recipe.pictures)),
         }
+
+    def opened(self, recipe: Recipe) -> Answer:
+        """What belongs to a recipe that was chosen is in sight."""
+        return {self.captions.fold: gr.update(visible=bool(recipe.pictures), open=reads_captions(recipe))}
 
     def _fields(self, recipe: Recipe, stage: str) -> Answer:
         values, shown = form_values(recipe, stage), visible_paths(recipe, stage)
@@ -263,7 +301,8 @@ class RecipeSection:
         slots = {self.form[f"run.lora{i + 1}"] for i in range(LORA_SLOTS)}
         fields = {self.form[path] for path in LEAVES}
         columns = {*self.kinds.values(), *self.advanced.values()}
-        return {self.state, self.stage, self.explanation, *columns, *fields, *slots}
+        alone = {self.state, self.stage, self.explanation, self.same, self.control, self.captions.fold}
+        return {*alone, *columns, *fields, *slots}
 
     def visibility(self, recipe: Recipe, stage: str) -> Answer:
         """Show the fields that matter with the values that they have now."""
@@ -282,7 +321,7 @@ class RecipeSection:
 
     def load(self, data: Any) -> Answer:
         """Another recipe was chosen."""
-        known, title = self.known(), data.get(self.choose)
+        known, title = recipes_by_title(self.parts), data.get(self.choose)
         if title not in known:
             raise BadInput(f"the recipe {title!r} is not there any more: choose another one")
         return self.show(known[title])
@@ -297,19 +336,13 @@ class RecipeSection:
             self.said: pieces.note(words.DONE, "good"),
         }
 
-    def captioned(self, data: Any, originals: Any) -> Answer:
-        """Caption the originals, and have this run's trainings read the files."""
+    def captioned(self, data: Any, pictures: Pictures) -> Answer:
+        """Caption the pictures, and have this run's trainings read that."""
         recipe, stage, problems = self.read(data)
         if problems:
             raise BadInput(problems[0].message)
-        answer, folder = self.captions.written(data, originals)
-        said = pieces.note(f"Written into {folder}; the trainings of this run read them.", "good")
-        return {
-            **self.show(with_caption_files(recipe), stage),
-            **answer,
-            self.form["run.captions"]: gr.update(value=str(folder)),
-            self.captions.said: said,
-        }
+        answer = self.captions.written(data, recipe, pictures)
+        return {**self.show(with_caption_files(recipe), stage), **answer}
 
     def json_text(self, data: Any) -> Answer:
         """The recipe as JSON."""
@@ -327,7 +360,7 @@ class RecipeSection:
         return self.show(recipe_from_text(given, "the text"))
 
     def _listed(self, title: str) -> Answer:
-        return {self.choose: gr.update(choices=list(self.known()), value=title)}
+        return {self.choose: gr.update(choices=list(recipes_by_title(self.parts)), value=title)}
 
     def saved(self, data: Any) -> Answer:
         """Keep the recipe under a name of the user's."""
@@ -339,7 +372,7 @@ class RecipeSection:
         name = str(self.form.answers(data).get("preset.name") or "").strip()
         save_preset(recipe, name, self.parts.settings)
         said = pieces.note(f"Saved as {name}.", "good")
-        return {**self.show(self.known()[name], stage), **self._listed(name), self.said: said}
+        return {**self.show(recipes_by_title(self.parts)[name], stage), **self._listed(name), self.said: said}
 
     def _own(self, data: Any) -> str:
         from copier.app.own_recipes import own_presets
@@ -363,8 +396,8 @@ class RecipeSection:
 
         name = self._own(data)
         delete_preset(name, self.parts.settings)
-        first = next(iter(self.known()))
-        return {**self._listed(first), **self.show(self.known()[first]),
+        first = first_recipe(self.parts)
+        return {**self._listed(first.title), **self.show(first),
                 self.said: pieces.note(f"Deleted {name}.", "good")}  # fmt: skip
 
     def uploaded(self, data: Any) -> Answer:

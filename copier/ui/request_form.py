@@ -16,6 +16,8 @@ from copier.errors import BadInput, CopierError
 from copier.model_options import ModelOptions, Prediction, Switch
 from copier.recipe import Recipe
 from copier.request import Edit, PictureFiles, RunRequest, ScriptOptions, Source
+from copier.ui.caption_rows import caption_sets
+from copier.ui.picture_sets import Pictures, PictureSets, picture_sets
 from copier.ui.recipe_form import Problem
 
 FOLLOW = "The one that is loaded"
@@ -27,14 +29,6 @@ LORA_SLOTS = 3
 """LoRA files that a recipe of the tab may start from."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What the user has put in: originals, and edited ones in the same order; files in the data directory."""
-
-    originals: tuple[Path, ...] = ()
-    edited: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ def wanted(
     threads = reader.whole("run.threads", "Threads", 0, 256)
     seeds = reader.whole("run.seeds", "Training seeds", 1, MOST_SEEDS)
     loras = _loras(reader, recipe, host)
-    captions = reader.take("run.captions", lambda given: _folder(given, host), None)
+    captions = _captions(reader, recipe, pictures, host, settings)
     if reader.problems:
         return Wanted(None, problems=tuple(reader.problems))
     try:
@@ -160,7 +154,9 @@ def wanted(
         )
     except BadInput as error:
         return Wanted(None, problems=(Problem("recipe.pictures", str(error)),))
-    return Wanted(request, bool(answers.get("run.control")), seeds, title)
+    # The flag is not in sight where nothing is measured.
+    control = bool(answers.get("run.control")) and recipe.measures
+    return Wanted(request, control, seeds, title)
 
 
 def _sources(
@@ -171,21 +167,16 @@ def _sources(
     settings: Settings,
     edits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Source]:
-    """The recipe's pictures: the tab fills one set of originals, and one that changes it or is another."""
-    if not recipe.pictures:
+    """The recipe's pictures: originals, and changes of them or a second set."""
+    try:
+        sets = picture_sets(recipe)
+    except BadInput as error:
+        reader.problems.append(Problem("recipe.pictures", str(error)))
         return {}
-    originals = [one.name for one in recipe.given if not one.of]
-    changed = [one.name for one in recipe.given if one.of]
-    others = originals[1:]
-    if not originals or len(others) + len(changed) > 1:
-        names = ", ".join(one.name for one in recipe.given)
-        problem = f"the recipe has the sets of pictures {names}; the tab fills two"
-        reader.problems.append(Problem("recipe.pictures", f"{problem}: use `copier run` for this recipe"))
+    if not sets.first:
         return {}
     if not pictures.originals:
-        reader.problems.append(
-            Problem("original.files", "there is no original yet: draw one, or drop a picture in")
-        )
+        reader.problems.append(Problem("original.files", _no_original(sets)))
         return {}
 
     def ready(files: Sequence[Path]) -> PictureFiles:
@@ -196,23 +187,29 @@ def _sources(
 
     none = PictureFiles(pictures.originals)
     found: dict[str, Source] = {
-        originals[0]: reader.take("original.files", lambda _: ready(pictures.originals), none)
+        sets.first: reader.take("original.files", lambda _: ready(pictures.originals), none)
     }
-    if others:
-        found[others[0]] = reader.take("edited.files", lambda _: ready(_second(pictures, others[0])), none)
-    for name in changed:
+    if sets.second:
+        found[sets.second] = reader.take("edited.files", lambda _: ready(_second(pictures, sets)), none)
+    if sets.changed:
         edit = reader.take("edited.edit", lambda _: chosen_edit(reader.answers, edits), None)
         if edit is not None:
-            found[name] = edit
+            found[sets.changed] = edit
         elif reader.answers.get("edited.edit") == OWN_EDIT:
-            found[name] = reader.take("edited.files", lambda _: ready(partners(pictures)), none)
+            found[sets.changed] = reader.take("edited.files", lambda _: ready(partners(pictures)), none)
     return found
 
 
-def _second(pictures: Pictures, name: str) -> tuple[Path, ...]:
+def _no_original(sets: PictureSets) -> str:
+    if sets.changed:
+        return "there is no original yet: draw one, or drop a picture in"
+    return f"there is no picture of {sets.first!r} yet: draw some, or drop them in"
+
+
+def _second(pictures: Pictures, sets: PictureSets) -> tuple[Path, ...]:
     """The pictures of a second set, which are no changes of the first."""
     if not pictures.edited:
-        raise BadInput(f"there is no picture of {name!r} yet: drop them in where an edited picture goes")
+        raise BadInput(f"there is no picture of {sets.second!r} yet: drop them in")
     return pictures.edited
 
 
@@ -276,6 +273,33 @@ def _extra(given: Any, host: HostServices) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise BadInput(f"the extra arguments cannot be split ({error}): close the quotes") from None
+
+
+def _captions(
+    reader: Reader, recipe: Recipe, pictures: Pictures, host: HostServices, settings: Settings
+) -> Path | None:
+    """The folder of the captions: of the user's own, or of those in the table."""
+    folder = reader.take("run.captions", lambda given: _folder(given, host), None)
+    sets = reader.take("captions.table", lambda _: _table(reader.answers, recipe, pictures), {})
+    if not sets:
+        return folder
+    if folder is not None:
+        problem = "there are captions in the table under Captions too: empty this field, or the table"
+        reader.problems.append(Problem("run.captions", problem))
+        return None
+    from copier.app.caption_sets import keep_caption_sets
+
+    return reader.take("captions.table", lambda _: keep_caption_sets(sets, settings), None)
+
+
+def _table(answers: Mapping[str, Any], recipe: Recipe, pictures: Pictures) -> Mapping[str, Mapping[str, str]]:
+    """The captions in the table; none while its pictures are not what the recipe wants, as a field says."""
+    try:
+        sets = picture_sets(recipe)
+        own = partners(pictures) if sets.changed and answers.get("edited.edit") == OWN_EDIT else ()
+    except BadInput:
+        return {}
+    return caption_sets(recipe, pictures, own)
 
 
 def _folder(given: Any, host: HostServices) -> Path | None:

@@ -40,7 +40,7 @@ class RunSection:
         self.watched = kept("run.watched", "")
         self.sent = kept("run.sent", {})
         with gr.Column(elem_classes="copier-card", elem_id=elem_id("run.bar")):
-            html("run.head", pieces.heading("3", words.RUN))
+            self.head = html("run.head", pieces.heading("3", words.RUN))
             self.problems = html("run.problems", pieces.problems(()))
             self.estimate = html("run.estimate")
             with gr.Row():

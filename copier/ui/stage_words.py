@@ -30,7 +30,8 @@ def stage_words(job: Job) -> dict[str, str]:
         recipe = job.request.written_out().recipe
     except CopierError:  # of another version of the program
         return {}
-    sets = {one.name: words.SET_B if one.of else words.SET_A for one in recipe.pictures}
+    original = words.SET_A if recipe.changed else words.PICTURES_GIVEN
+    sets = {one.name: words.SET_B if one.of else original for one in recipe.pictures}
     return sets | {stage.name: _does(stage, recipe) for stage in recipe.stages}
 
 
@@ -46,7 +47,7 @@ def _does(stage: StageSpec, recipe: Recipe) -> str:
         if stage.concept.by_text:
             return words.LEARNS_CONCEPT
         if stage.pictures not in changed:
-            return words.LEARNS_A
+            return words.LEARNS_A if changed else words.LEARNS_SET
         from_pair = stage.training.target is not Target.NOISE
         return words.LEARNS_CHANGE if stage.base or from_pair else words.LEARNS_B
     if isinstance(stage, GateStage):

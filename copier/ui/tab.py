@@ -6,34 +6,40 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Blocks
 
-from copier.codec import builtin_recipes
-from copier.errors import CopierError, NotInstalled
+from copier.errors import BadInput, CopierError, NotInstalled
 from copier.recipe import Recipe
-from copier.ui import gradio_versions, pieces
+from copier.ui import gradio_versions, pieces, words
 from copier.ui.edited import EditedSection
 from copier.ui.form import Form, html
-from copier.ui.gradio_versions import Answer, Handler, keep_out_of_ui_config, listen, on_select, values_in
+from copier.ui.gradio_versions import (
+    Answer,
+    Handler,
+    file_paths,
+    keep_out_of_ui_config,
+    listen,
+    on_select,
+    values_in,
+)
 from copier.ui.leaves import elem_id
 from copier.ui.link_values import Links
 from copier.ui.links import wire_links
 from copier.ui.original import OriginalSection
 from copier.ui.parts import Parts, saying
+from copier.ui.picture_sets import FIRST, SECOND, Pictures, PictureSets, caption_key, picture_sets
 from copier.ui.recipe_form import Problem
-from copier.ui.recipe_section import RecipeSection
-from copier.ui.request_form import OWN_EDIT, OWN_VAE, Pictures, Wanted, wanted
+from copier.ui.recipe_section import RecipeChoice, RecipeSection, first_recipe
+from copier.ui.request_form import OWN_EDIT, OWN_VAE, Wanted, wanted
 from copier.ui.run_section import RunSection
 from copier.ui.setup import SetupSection
 from copier.ui.tools import ToolsSection
 
 log = logging.getLogger(__name__)
-
-FIRST, FIRST_POCKET = "copier-quick", "copier-quick-pocket"
-"""The recipes that the tab begins with, for real checkpoints and for the embedded one."""
 
 
 class Tab:
@@ -49,9 +55,11 @@ class Tab:
             with gr.Tab("Make a LoRA", elem_id=elem_id("make")):
                 with gr.Row(elem_classes="copier-columns"):
                     with gr.Column(scale=1, min_width=320):
-                        self.original = OriginalSection(self.form, parts)
-                        self.edited = EditedSection(self.form, parts, self.edits)
-                        self.recipe = RecipeSection(self.form, parts, first_recipe(parts))
+                        first = first_recipe(parts)
+                        sets, head = picture_sets(first), RecipeChoice(self.form, parts, first)
+                        self.original = OriginalSection(self.form, parts, sets)
+                        self.edited = EditedSection(self.form, parts, self.edits, sets)
+                        self.recipe = RecipeSection(self.form, parts, first, head)
                     with gr.Column(scale=1, min_width=320):
                         self.run = RunSection(self.form, parts)
                 self.run.result.below()
@@ -65,16 +73,21 @@ class Tab:
         """Everything that a run is made of."""
         heads = ("original", "edited", "run", "preset", "recipe", "train", "gate", "difference", "combine",
                  "resize", "evaluate", "file")  # fmt: skip
-        states = {self.recipe.state, self.original.originals, self.edited.edited}
-        return self.form.under(*heads) | states
+        kept = {self.recipe.state, self.original.originals, self.edited.edited, self.recipe.captions.texts}
+        return self.form.under(*heads) | kept
+
+    def pictures(self, data: Mapping[Any, Any]) -> Pictures:
+        """The pictures that the page remembers, as far as they were given to it, and their captions."""
+        taken = self.parts.pictures
+        captions = {str(key): str(text) for key, text in data[self.recipe.captions.texts].items()}
+        return Pictures(
+            taken(data.get(self.original.originals)), taken(data.get(self.edited.edited)), captions
+        )
 
     def read(self, data: Mapping[Any, Any]) -> tuple[Recipe, str, Wanted]:
         """The run that the form asks for now, with every problem in it."""
         recipe, stage, problems = self.recipe.read(data)
-        parts = self.parts
-        pictures = Pictures(
-            parts.pictures(data.get(self.original.originals)), parts.pictures(data.get(self.edited.edited))
-        )
+        parts, pictures = self.parts, self.pictures(data)
         found = wanted(self.form.answers(data), recipe, pictures, parts.host, parts.settings, self.edits)
         if problems:
             found = Wanted(None, problems=(*problems, *found.problems))
@@ -98,6 +111,7 @@ class Tab:
             self.run.queue: gr.update(interactive=ready),
             self.run.estimate: expected,
             self.run.checked: _answered(),
+            **self.recipe.captions.heard(recipe, self.pictures(data)),
             **self.recipe.visibility(recipe, stage),
         }
 
@@ -120,18 +134,73 @@ class Tab:
         return put(found)
 
     def look(self, data: Mapping[Any, Any]) -> Answer:
-        """The pairs, as the recipe would train on them."""
+        """The pictures as the recipe would train on them, and their captions."""
         recipe, _, _ = self.recipe.read(data)
-        return self.edited.look(data, recipe, self.original.originals)
+        sets, pictures = sets_shown(recipe), self.pictures(data)
+        return {
+            **self.original.look(pictures.originals, sets),
+            **self.edited.look(data, recipe, pictures, sets),
+            **self.recipe.captions.look(recipe, pictures),
+        }
+
+    def looked_at(self) -> set[Any]:
+        """All that ``look`` changes."""
+        return {self.original.view, self.edited.view, self.edited.views, self.recipe.captions.table}
 
     def with_pairs(self, handler: Handler) -> Handler:
-        """``handler`` for new pictures; the pairs are shown with what it changed."""
+        """``handler`` for new pictures; they are shown with what it changed."""
 
         def both(data: dict[Any, Any]) -> Answer:
             answer = handler(data)
             return {**answer, **self.look({**data, **values_in(answer)})}
 
         return both
+
+    def with_recipe(self, handler: Handler) -> Handler:
+        """``handler`` that may put another recipe into the form; the places for pictures follow it."""
+
+        def both(data: dict[Any, Any]) -> Answer:
+            answer = handler(data)
+            if self.recipe.state not in answer:
+                return answer
+            now = {**data, **values_in(answer)}
+            recipe, _, _ = self.recipe.read(now)
+            return {**answer, **self.places(recipe, now)}
+
+        return both
+
+    def places(self, recipe: Recipe, data: Mapping[Any, Any]) -> Answer:
+        """The sections for pictures, as ``recipe`` wants them."""
+        sets = sets_shown(recipe)
+        number = "3" if sets.second or sets.changed else "2"
+        return {
+            **self.original.fits(sets),
+            **self.edited.fits(sets, data),
+            **self.recipe.opened(recipe),
+            self.run.head: pieces.heading(number, words.RUN),
+        }
+
+    def placed(self) -> set[Any]:
+        """All that ``places`` and ``look`` change."""
+        return self.looked_at() | self.original.fitted() | self.edited.fitted() | {self.run.head}
+
+    def drawn(self, data: Mapping[Any, Any]) -> Answer:
+        """Pictures were drawn: where they are no pair, what they were drawn from is their caption."""
+        answer = self.original.draw(data)
+        recipe, _, _ = self.recipe.read(data)
+        files, captions = answer[self.original.drawn], self.recipe.captions
+        if recipe.changed:
+            return answer
+        prompt = self.original.request(data).prompt
+        return {**answer, **captions.with_texts({caption_key(FIRST, one): prompt for one in files}, data)}
+
+    def dropped(self, place: str, data: Mapping[Any, Any]) -> Answer:
+        """Pictures, and their caption files, were dropped into one of the two places."""
+        original, edited = self.original, self.edited
+        section, held = (original, original.originals) if place == FIRST else (edited, edited.edited)
+        answer = section.drop(data)
+        pictures, files = answer.get(held, data[held]), file_paths(data.get(section.files))
+        return {**answer, **self.recipe.captions.brought(files, place, pictures, data)}
 
     def observe(self, data: Mapping[Any, Any]) -> Answer:
         """What is new, in all sections."""
@@ -150,24 +219,35 @@ class Tab:
         from copier.request import Edit, PictureFiles
 
         request = self.run.history.chosen(data).request
-        sets = {one.name: one.of for one in request.recipe.pictures}
+        sets = picture_sets(request.recipe)
         answer = dict(self.recipe.show(request.recipe))
+        captions: dict[str, str] = {}
         for name, source in request.pictures.items():
             if isinstance(source, PictureFiles):
                 kept = [
                     str(keep_picture(path, self.parts.settings)) for path in source.paths if path.is_file()
                 ]
-                if sets[name] or name != request.recipe.pictures[0].name:
-                    answer |= {self.edited.edited: kept, self.edited.edit: gr.update(value=OWN_EDIT)}
+                place = FIRST if name == sets.first else SECOND
+                captions |= self._captions_again(request.captions, name, place, kept)
+                if place == FIRST:
+                    answer |= {self.original.originals: kept}
                 else:
-                    answer |= {
-                        self.original.originals: kept,
-                        self.original.view: pieces.originals(self.parts.pictures(kept)),
-                    }
+                    answer |= {self.edited.edited: kept, self.edited.edit: gr.update(value=OWN_EDIT)}
             elif isinstance(source, Edit):
                 answer |= self._edit_again(source)
+        answer[self.recipe.captions.texts] = captions
         said = pieces.note(f"The form has the settings of {request.title or request.recipe.title}.", "good")
         return {**answer, self.run.history.said: said}
+
+    def _captions_again(
+        self, folder: Path | None, name: str, place: str, kept: Sequence[str]
+    ) -> dict[str, str]:
+        """The captions that a run read of the pictures of a set."""
+        from copier.app.caption_sets import caption_in
+
+        if folder is None:
+            return {}
+        return {caption_key(place, one): caption_in(folder, name, Path(one).stem) for one in kept}
 
     def _edit_again(self, edit: Any) -> Answer:
         label = next((one["label"] for one in self.edits if one["name"] == edit.name), None)
@@ -191,11 +271,12 @@ class Tab:
         return {self.form["run.vae"]: gr.update(choices=names)}
 
 
-def first_recipe(parts: Parts) -> Recipe:
-    """The recipe that a new page shows."""
-    current = parts.host.current_checkpoint()
-    name = FIRST_POCKET if current is not None and current.embedded else FIRST
-    return builtin_recipes()[name]
+def sets_shown(recipe: Recipe) -> PictureSets:
+    """The sets that the page has places for; of a recipe with more those of a pair, and the check says so."""
+    try:
+        return picture_sets(recipe)
+    except BadInput:
+        return PictureSets(first="a", changed="b")
 
 
 def build_tab(parts: Parts, *, style: str | None = None, links: Links | None = None) -> Blocks:
@@ -230,7 +311,7 @@ def _wire(tab: Tab) -> None:
 
 def _check_outputs(tab: Tab) -> set[Any]:
     run, fields = tab.run, tab.recipe.outputs() & set(tab.form.fields.values())
-    return {run.problems, run.start, run.queue, run.estimate, run.checked, *fields}
+    return {run.problems, run.start, run.queue, run.estimate, run.checked, tab.recipe.captions.told, *fields}
 
 
 def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:
@@ -238,10 +319,10 @@ def _pictures_then(tab: Tab, handler: Handler, place: Any) -> Handler:
 
 
 def _wire_pictures(tab: Tab) -> None:
-    original, edited, form = tab.original, tab.edited, tab.whole_form
-    taken = {original.originals, original.view, original.said, edited.view}
+    original, edited, form, texts = tab.original, tab.edited, tab.whole_form, tab.recipe.captions.texts
+    taken = {original.originals, original.said, texts} | tab.looked_at()
     inputs = form | {original.drawn}
-    listen(original.generate, "click", _pictures_then(tab, original.draw, original.said), form,
+    listen(original.generate, "click", _pictures_then(tab, tab.drawn, original.said), form,
            taken | {original.gallery, original.drawn}, busy=True)  # fmt: skip
     listen(original.stop, "click", _quietly(original.drawing.stop), (), (), queued=False)
 
@@ -249,23 +330,26 @@ def _wire_pictures(tab: Tab) -> None:
         return _pictures_then(tab, lambda given: original.pick(given, index), original.said)(data)
 
     on_select(original.gallery, pick, inputs, taken)
+    dropped, second = (functools.partial(tab.dropped, place) for place in (FIRST, SECOND))
     for event in ("upload", "clear"):
-        listen(original.files, event, _pictures_then(tab, original.drop, original.said), inputs, taken)
-        listen(edited.files, event, _pictures_then(tab, edited.drop, edited.said), inputs,
-               {edited.edited, edited.view, edited.said})  # fmt: skip
+        listen(original.files, event, _pictures_then(tab, dropped, original.said), inputs, taken)
+        listen(edited.files, event, _pictures_then(tab, second, edited.said), inputs,
+               {edited.edited, edited.said, texts} | tab.looked_at())  # fmt: skip
     listen(original.clear, "click", _pictures_then(tab, original.take_out, original.said), inputs,
            taken | {original.files})  # fmt: skip
+    listen(original.take_one, "click", _pictures_then(tab, original.take_one_out, original.said),
+           inputs | {original.out}, taken | {original.out})  # fmt: skip
     look = saying(tab.look, edited.said)
-    chosen = saying(lambda data: {**edited.choose(data), **tab.look(data)}, edited.said)
-    places = {edited.explanation, edited.files, edited.view, edited.said, *edited.parameters.values()}
+    chosen = _pictures_then(tab, edited.choose, edited.said)
+    places = {edited.explanation, edited.files, edited.said, *edited.parameters.values()} | tab.looked_at()
     listen(edited.edit, "change", chosen, form, places)
     for one in edited.parameters.values():
-        listen(one, "release", look, form, {edited.view, edited.said})
+        listen(one, "release", look, form, tab.looked_at() | {edited.said})
     listen(original.refresh, "click", saying(original.refreshed, original.said), (),
            original.listed() | {original.said})  # fmt: skip
     listen(original.checkpoint, "input", saying(original.chosen, original.said), {original.checkpoint},
            {original.line, original.said})  # fmt: skip
-    listen(tab.form["original.fit"], "input", look, form, {edited.view, edited.said})
+    listen(tab.form["original.fit"], "input", look, form, tab.looked_at() | {edited.said})
 
 
 def _wire_recipe(tab: Tab) -> None:
@@ -278,28 +362,41 @@ def _wire_recipe(tab: Tab) -> None:
         tab.form["preset.name"],
     }
     events: tuple[tuple[Any, str, Handler], ...] = (
-        (recipe.choose, "input", recipe.load),
         (recipe.stage, "input", recipe.switch),
         (recipe.same, "click", recipe.same_for_all),
         (recipe.show_json, "click", recipe.json_text),
-        (recipe.apply_json, "click", recipe.json_applied),
         (recipe.save, "click", recipe.saved),
         (recipe.rename, "click", recipe.renamed),
+    )
+    replacing: tuple[tuple[Any, str, Handler], ...] = (
+        (recipe.choose, "input", recipe.load),
+        (recipe.apply_json, "click", recipe.json_applied),
         (recipe.delete, "click", recipe.deleted),
         (recipe.upload, "upload", recipe.uploaded),
         (recipe.load_lora, "click", recipe.from_lora),
     )
     for component, event, handler in events:
         listen(component, event, saying(handler, recipe.said), form, outputs)
-    captions = recipe.captions
+    for component, event, handler in replacing:
+        listen(component, event, _pictures_then(tab, tab.with_recipe(handler), recipe.said), form,
+               outputs | tab.placed())  # fmt: skip
+    _wire_captions(tab)
+
+
+def _wire_captions(tab: Tab) -> None:
+    recipe, captions, form = tab.recipe, tab.recipe.captions, tab.whole_form
 
     def captioned(data: Mapping[Any, Any]) -> Answer:
-        return recipe.captioned(data, tab.original.originals)
+        return recipe.captioned(data, tab.pictures(data))
 
-    told = {captions.found, captions.said, tab.form["run.captions"]}
-    listen(captions.write, "click", saying(captioned, captions.said), form | tab.form.under("captions"),
-           recipe.outputs() | told, busy=True)  # fmt: skip
+    def saved(data: Mapping[Any, Any]) -> Answer:
+        return captions.saved(recipe.read(data)[0], tab.pictures(data))
+
+    told = {captions.texts, captions.said} | tab.looked_at()
+    listen(captions.write, "click", _pictures_then(tab, captioned, captions.said),
+           form | tab.form.under("captions"), recipe.outputs() | told, busy=True)  # fmt: skip
     listen(captions.stop, "click", _quietly(captions.captioning.stop), (), (), queued=False)
+    listen(captions.save, "click", saying(saved, captions.said), form, {captions.said})
 
 
 def _wire_run(tab: Tab) -> None:
@@ -348,9 +445,11 @@ def _wire_history(tab: Tab) -> None:
     listen(tab.form["history.job"], "input", saying(history.weighed, history.said), fields, {history.said})
     listen(history.delete, "click", saying(history.removed, history.said), fields,
            {history.said, tab.form["history.job"]})  # fmt: skip
-    outputs = {history.said, tab.original.originals, tab.original.view, tab.edited.edited, tab.edited.edit,
-               *tab.edited.parameters.values(), *tab.recipe.outputs()}  # fmt: skip
-    listen(history.use, "click", saying(tab.reuse, history.said), fields, outputs)
+    outputs = {history.said, tab.original.originals, tab.edited.edited, tab.edited.edit,
+               tab.recipe.captions.texts, *tab.edited.parameters.values(), *tab.recipe.outputs(),
+               *tab.placed()}  # fmt: skip
+    listen(history.use, "click", _pictures_then(tab, tab.with_recipe(tab.reuse), history.said),
+           fields | tab.whole_form, outputs)  # fmt: skip
 
 
 def _wire_tools(tab: Tab) -> None:

@@ -24,7 +24,7 @@ from copier.images.metrics import distance
 from copier.images.pairs import change_mask, read_picture
 from copier.ops.lora_file import network_metadata, read_lora, write_lora
 from copier.pipeline.files import LORA, load_folder, load_set, weight_folder
-from copier.pipeline.plan import plan
+from copier.pipeline.plan import caption_texts, plan
 from copier.pipeline.reporting import report_data, seed_table
 from copier.pipeline.results import PROVENANCE_KEY, publish_run
 from copier.pipeline.runner import run
@@ -380,6 +380,35 @@ def test_two_data_sets_have_captions_of_their_own(tmp_path):
     assert [path for path, _ in worker.requests[1].base] == [done.entries["style"].path(LORA)]
     asked.out.mkdir()
     assert publish_run(done)["subject"].name == "mine.safetensors"
+
+
+def test_one_folder_holds_the_captions_of_two_sets_in_folders_of_their_names(tmp_path):
+    given = {
+        "screenshots": pictures(tmp_path / "screenshots", 30, 60),
+        "renders": pictures(tmp_path / "renders", 130, side=2 * SIDE),
+    }
+    for place, text in (("1", "of neither"), ("screenshots/1", "a street"), ("renders/1", "a lamp")):
+        file = tmp_path / "texts" / f"{place}.txt"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text(text)
+    asked = replace(request(tmp_path, TWO_SETS, given), captions=tmp_path / "texts")
+    style, subject = (caption_texts(asked, stage) for stage in TWO_SETS.trainings())
+    assert (style, subject) == (("a street", ""), ("a lamp",))
+    (tmp_path / "texts" / "renders" / "1.txt").unlink()
+    (tmp_path / "texts" / "renders").rmdir()
+    assert caption_texts(asked, TWO_SETS.stage("subject")) == ("of neither",)
+
+
+def test_an_edited_picture_takes_the_caption_in_the_folder_of_its_originals(tmp_path):
+    reading = recipe(
+        [train("copier", "a"), train("lora", "b", "copier", captions={"policy": "files"})],
+        "lora",
+    )
+    (tmp_path / "texts" / "a").mkdir(parents=True)
+    (tmp_path / "texts" / "a" / "1.txt").write_text("a star")
+    given = {"a": pictures(tmp_path / "a", 30), "b": Edit("grayscale")}
+    asked = replace(request(tmp_path, reading, given), captions=tmp_path / "texts")
+    assert caption_texts(asked, reading.stage("lora")) == ("a star",)
 
 
 def test_the_example_of_the_docs_is_a_recipe():

@@ -19,6 +19,9 @@ PATIENCE = 1000.0 * float(os.environ.get("COPIER_TEST_PATIENCE", "600"))
 """Milliseconds to wait for what takes computing, on a machine with other work too."""
 
 
+LIST_PATIENCE = 15_000.0
+"""Milliseconds until a list that was opened counts as closed again."""
+
 REQUIRED = "COPIER_TEST_UI_REQUIRED"
 """Environment variable that `make test-ui` sets: what these tests need has to be there."""
 
@@ -145,11 +148,13 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for ``condition``; fails with ``what`` did not come."""
+def until(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    """Wait for ``condition``; fails with ``what`` did not come, or with what it says then."""
     limit = time.monotonic() + PATIENCE / 1000
     while not condition():
-        assert time.monotonic() < limit, f"waited {PATIENCE / 1000:g} s in vain: {what}"
+        if time.monotonic() > limit:
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {PATIENCE / 1000:g} s in vain: {said}")
         time.sleep(0.1)
 
 
@@ -158,7 +163,10 @@ class TabPage:
 
     def __init__(self, page: Any, address: str) -> None:
         self.page, self.address = page, address
+        from playwright.sync_api import TimeoutError
+
         self.errors: list[str] = []
+        self.timeout_error = TimeoutError
         page.on("pageerror", lambda error: self.errors.append(str(error.stack or error)))
         page.set_default_timeout(PATIENCE)
 
@@ -185,11 +193,21 @@ class TabPage:
         self.page.keyboard.press("Tab")
 
     def choose(self, name: str, label: str) -> None:
-        """Choose from a list by its beginning."""
+        """Choose from a list the first that has that text; once more where an answer closed the list."""
+        wanted = self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first
+        until(lambda: self._chose(name, wanted), lambda: f"{label} in the list {name}")
+
+    def _chose(self, name: str, wanted: Any) -> bool:
         # Amid the window, where there is room for the list, which does not scroll with the page.
         self.page.locator(f"#copier_{name}").first.evaluate("one => one.scrollIntoView({block: 'center'})")
+        # A list opens for an input that was not in use.
+        self.page.evaluate("document.activeElement.blur()")
         self.page.click(f"#copier_{name} input")
-        self.page.locator(f"#copier_{name} ul li").filter(has_text=label).first.click()
+        try:
+            wanted.click(timeout=LIST_PATIENCE)
+        except self.timeout_error:
+            return False
+        return True
 
     def pick(self, name: str, label: str) -> None:
         """Choose a radio button."""
@@ -215,6 +233,19 @@ class TabPage:
         """Wait until something is there."""
         self.page.wait_for_selector(selector)
 
+    def recipe(self, title: str, explanation: str) -> None:
+        """Choose the recipe of that title, and wait until the page shows it."""
+        self.choose("preset__choice", title)
+        self.says("preset__explanation", explanation)
+
+    def stage(self, name: str, field: str) -> None:
+        """Show the fields of a stage; ``field`` is one that has its name."""
+        self.page.click(f"#copier_preset__stage label:has(span:text-is('{name}'))")
+        self.page.wait_for_function(
+            """([field, name]) => document.querySelector(`${field} :is(input, textarea)`).value === name""",
+            arg=[field, name],
+        )
+
     def short_recipe(self, steps: int | None = None) -> None:
         """Choose the recipe of a few steps, or of ``steps`` in each training, and wait until it may start."""
         self.choose("preset__choice", "short")
@@ -224,12 +255,30 @@ class TabPage:
         self.is_ready()
 
     def is_ready(self) -> None:
-        """Wait until Start may be pressed."""
-        self.waits_for("#copier_run__start:not([disabled])")
+        """Wait until Start may be pressed, by a check of the form as it is now."""
+        # An answer may be under way to an earlier form: the second one that comes is none of these.
+        for _ in range(2):
+            before = self._checks()
+            self.page.evaluate("document.querySelector('#copier_run__check').click()")
+            until(lambda before=before: self._checks() != before, "the form was checked")
+        until(lambda: self.page.is_enabled("#copier_run__start"), lambda: self.text("run__problems"))
 
-    def state(self, wanted: str) -> None:
-        """Wait until the watched job is in that state."""
-        self.waits_for(f'#copier_run__status [data-state="{wanted}"]')
+    def _checks(self) -> str:
+        """Which answer the page has had last."""
+        pulse = "document.querySelector('#copier_run__checked .copier-pulse')"
+        return str(self.page.evaluate(f"({pulse} || {{dataset: {{}}}}).dataset.count"))
+
+    def state(self, wanted: str, job: str = "") -> None:
+        """Wait until the watched job, or the one of that id, is in that state."""
+        id = f'[data-job="{job}"]' if job else ""
+        self.waits_for(f'#copier_run__status {id}[data-state="{wanted}"]')
+
+    def starts(self, program: Program) -> str:
+        """Press Start; the id of the job that there is then."""
+        known = len(program.jobs())
+        self.press("run__start")
+        until(lambda: len(program.jobs()) > known, lambda: f"a job: {self.text('run__said')}")
+        return str(program.jobs()[-1]["id"])
 
     def given(self, picture: Path) -> None:
         """Drop an original in: quicker than drawing one, which takes a child of the program."""

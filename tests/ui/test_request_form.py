@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from copier.app.caption_sets import caption_in
 from copier.app.edits import edits_json
 from copier.app.pair_preview import fitted_picture, fitted_size, keep_picture, look_at
 from copier.app.ports import Security
 from copier.codec import builtin_recipes
 from copier.errors import BadInput, BadPicture
+from copier.recipe import PictureSet
 from copier.request import Edit, PictureFiles
-from copier.ui.request_form import OWN_EDIT, Pictures, lora_file, lora_label, wanted
+from copier.ui.picture_sets import FIRST, SECOND, Pictures, caption_key
+from copier.ui.recipe_form import with_caption_files
+from copier.ui.request_form import OWN_EDIT, lora_file, lora_label, wanted
 
 RECIPE = builtin_recipes()["copier-quick-pocket"]
 PLAIN: dict[str, Any] = {
@@ -175,3 +180,88 @@ def test_a_recipe_of_two_sets_takes_the_second_from_where_edited_pictures_go(
     }
     (problem,) = wanted(PLAIN, recipe, Pictures(given.originals), host, settings, edits_json()).problems
     assert problem.path == "edited.files" and "'character'" in problem.message
+
+
+def test_captions_of_the_table_reach_both_sets_though_their_pictures_share_a_name(
+    host: Any, settings: Any, tmp_path: Path
+) -> None:
+    same = []
+    for folder in ("base", "hero"):
+        (tmp_path / folder).mkdir()
+        same.append(tmp_path / folder / "1.png")
+        Image.new("RGB", (128, 128), "red").save(same[-1])
+    first, second = same
+    texts = {
+        caption_key(FIRST, first): "red hair, white background",
+        caption_key(SECOND, second): "pink hair, white background",
+    }
+    recipe = builtin_recipes()["character-pocket"]
+    found = wanted(PLAIN, recipe, Pictures((first,), (second,), texts), host, settings, edits_json())
+    folder = found.request.captions
+    read = {str(one.relative_to(folder)): one.read_text(encoding="utf-8") for one in folder.rglob("*.txt")}
+    assert read == {
+        "base/1.txt": "red hair, white background\n",
+        "character/1.txt": "pink hair, white background\n",
+    }
+    again = wanted(PLAIN, recipe, Pictures((first,), (second,), texts), host, settings, edits_json())
+    assert again.request.captions == folder
+    other = Pictures((first,), (second,), {**texts, caption_key(SECOND, second): "arms at sides"})
+    changed = wanted(PLAIN, recipe, other, host, settings, edits_json()).request.captions
+    assert changed != folder and read["character/1.txt"] == (folder / "character/1.txt").read_text()
+    both = {**PLAIN, "run.captions": str(tmp_path)}
+    (problem,) = wanted(both, recipe, other, host, settings, edits_json()).problems
+    assert problem.path == "run.captions" and "table" in problem.message
+
+
+def test_captions_that_no_training_reads_are_no_part_of_a_run(
+    host: Any, settings: Any, picture: Path
+) -> None:
+    texts = {caption_key(FIRST, picture): "a star"}
+    found = asked(host, settings, Pictures((picture,), (), texts))
+    assert found.request.captions is None and not settings.captions.exists()
+
+
+def test_an_edited_picture_of_ones_own_has_its_originals_caption(
+    host: Any, settings: Any, picture: Path
+) -> None:
+    edited = picture.with_name("other.png")
+    Image.new("RGB", (128, 128), "blue").save(edited)
+    pictures = Pictures((picture,), (edited,), {caption_key(FIRST, picture): "a star"})
+    recipe = with_caption_files(RECIPE)
+    answers = {**PLAIN, "edited.edit": OWN_EDIT}
+    request = wanted(answers, recipe, pictures, host, settings, edits_json()).request
+    assert [caption_in(request.captions, name, stem) for name, stem in (("a", "a"), ("b", "other"))] == [
+        "a star"
+    ] * 2
+
+
+def test_two_pictures_of_one_name_cannot_have_two_captions(host: Any, settings: Any, tmp_path: Path) -> None:
+    files = []
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "1.png")
+        Image.new("RGB", (128, 128), "red").save(files[-1])
+    texts = {caption_key(FIRST, path): path.parent.name for path in files}
+    recipe = builtin_recipes()["picture-set-pocket"]
+    (problem,) = wanted(
+        PLAIN, recipe, Pictures(tuple(files), (), texts), host, settings, edits_json()
+    ).problems
+    assert problem.path == "captions.table" and "two captions" in problem.message
+
+
+def test_a_recipe_of_three_sets_is_refused_once(host: Any, settings: Any, picture: Path) -> None:
+    recipe = replace(builtin_recipes()["character-pocket"], pictures=(
+        *builtin_recipes()["character-pocket"].pictures, PictureSet("more"),
+    ))  # fmt: skip
+    (problem,) = wanted(
+        PLAIN, recipe, Pictures((picture,), (picture,)), host, settings, edits_json()
+    ).problems
+    assert problem.path == "recipe.pictures" and "the tab fills two" in problem.message
+
+
+def test_a_recipe_that_measures_nothing_has_no_plain_lora_to_compare(
+    host: Any, settings: Any, picture: Path
+) -> None:
+    recipe = builtin_recipes()["picture-set-pocket"]
+    found = wanted({**PLAIN, "run.control": True}, recipe, Pictures((picture,)), host, settings, edits_json())
+    assert found.request is not None and not found.control

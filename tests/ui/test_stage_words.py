@@ -42,6 +42,8 @@ def test_every_stage_of_the_built_in_recipes_has_words(name: str) -> None:
 def test_a_pair_and_a_concept_are_not_learnt_by_heart() -> None:
     assert stage_words(job(RECIPES["direct-pair-pocket"]))["lora"] == words.LEARNS_CHANGE
     assert stage_words(job(RECIPES["move-pocket"]))["lora"] == words.LEARNS_CONCEPT
+    of_sets = stage_words(job(RECIPES["character-pocket"]))
+    assert (of_sets["look"], of_sets["base"]) == (words.LEARNS_SET, words.PICTURES_GIVEN)
 
 
 def test_the_second_training_is_told_from_the_first() -> None:

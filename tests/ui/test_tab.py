@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-ui runs these tests")
 
 from copier.app.jobs import JobKind, JobService
+from copier.app.pair_preview import keep_picture
+from copier.codec import builtin_recipes
 from copier.errors import OutOfMemory
 from copier.fields import FIELDS
-from copier.ui import gradio_versions
+from copier.ui import gradio_versions, words
+from copier.ui.gradio_versions import values_in
 from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts
+from copier.ui.picture_sets import picture_sets
 from copier.ui.recipe_form import LEAVES
 from copier.ui.run_section import change_words
 from copier.ui.tab import Tab, build_tab
@@ -254,6 +259,36 @@ def test_a_page_that_watches_a_job_that_ended_says_which_one_runs(host: Any, set
     finally:
         goes_on.set()
         jobs.close()
+
+
+def test_every_recipe_has_the_places_for_what_it_is_given_and_may_start_then(
+    parts: Parts, picture: Path
+) -> None:
+    import gradio as gr
+
+    other = picture.with_name("other.png")
+    Image.new("RGB", (128, 128), "green").save(other)
+    kept = [str(keep_picture(one, parts.settings)) for one in (picture, other)]
+    with gr.Blocks():
+        tab = Tab(parts)
+    page = {one: fresh(one) for one in tab.whole_form}
+    for recipe in builtin_recipes().values():
+        if not recipe.name.endswith("-pocket"):
+            continue
+        sets = picture_sets(recipe)
+        answer = tab.with_recipe(tab.recipe.load)(page | {tab.recipe.choose: recipe.title})
+        assert set(answer) <= tab.recipe.outputs() | tab.placed()
+        shown = [answer[one]["visible"] for one in (tab.original.place, tab.edited.place, tab.edited.change)]
+        assert shown == [bool(sets.first), bool(sets.second or sets.changed), bool(sets.changed)]
+        given = page | values_in(answer)
+        assert (words.READY in str(tab.checked(given)[tab.run.problems])) is (not sets.first), recipe.name
+        given |= {tab.original.originals: kept[:1] if sets.first else []}
+        given |= {tab.edited.edited: kept[1:] if sets.second else []}
+        assert words.READY in str(tab.checked(given)[tab.run.problems]), recipe.name
+        looks = tab.look(given)
+        assert set(looks) == tab.looked_at()
+        assert (words.VIEWS in str(looks[tab.edited.views])) is (sets.views is not None)
+        assert ("other.png" in str(looks[tab.edited.view])) is bool(sets.second)
 
 
 @pytest.mark.parametrize("language", ["ja_JP", "zh_TW", "zh_CN"])
