@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "figures": found,
     }
     (given.out / "character.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    contact_sheet([Block(tuple(rows))]).save(given.out / "character.png", optimize=True)
+    contact_sheet([Block(tuple(rows))]).quantize(128).save(given.out / "character.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found, rows = measure(bench, given.only or [*METHODS])
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "pairs.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    contact_sheet([Block(tuple(rows), size=96)]).save(given.out / "pairs.png", optimize=True)
+    contact_sheet([Block(tuple(rows), size=96)]).quantize(128).save(given.out / "pairs.png", optimize=True)
 
 
 if __name__ == "__main__":
