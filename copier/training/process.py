@@ -271,7 +271,13 @@ class Child:
 
 
 def available_cores() -> int:
-    """The cores that this process may use, which in a container are often fewer than there are."""
+    """The cores that this process may use, which in a container are often fewer than there are.
+
+    ``OMP_NUM_THREADS`` says so too: beside other work threads that spin take ten times as long.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from copier.training.process import KEPT_LINES, Child, StopTimes, describe_exit
+from copier.training.process import KEPT_LINES, Child, StopTimes, available_cores, describe_exit
 
 QUICK = StopTimes(interrupt=0.3, terminate=0.3, kill=5.0)
 posix = pytest.mark.skipif(os.name == "nt", reason="process groups and signals")
@@ -188,3 +188,11 @@ def test_what_a_child_left_behind_ends_when_it_is_stopped_although_it_ended_itse
     assert alive(other)
     child.stop(QUICK)
     assert gone(other)
+
+
+def test_the_number_of_threads_that_the_environment_asks_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert available_cores() == 7
+    for nothing in ("", "0", "all"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert 1 <= available_cores() <= (os.cpu_count() or 1)
