@@ -1,6 +1,6 @@
 """Recipes that train on sets, end to end on the pocket checkpoint.
 
-What is drawn is read back by ``copier.pocket.judge``; docs/methods.md has what they reach with three training seeds.
+What is drawn is read back by ``copier.pocket.judge``; docs/methods.md has three training seeds.
 """
 
 from __future__ import annotations
