@@ -15,6 +15,8 @@
     const find = (id) => root().getElementById ? root().getElementById(id) : root().querySelector("#" + id);
     const press = (id) => { const one = find(id); if (one) one.click(); return Boolean(one); };
     const inTab = (node) => Boolean(node && node.closest && node.closest("#copier_tab"));
+    // What was hit, also where the host keeps its page in a shadow root.
+    const hit = (event) => event.composedPath ? event.composedPath()[0] : event.target;
     const visible = (node) => Boolean(node && node.offsetParent !== null);
 
     const counted = (id) => {
@@ -101,7 +103,7 @@
     }
 
     function holdFiles(event) {
-        const target = event.composedPath ? event.composedPath()[0] : event.target;
+        const target = hit(event);
         const given = event.type === "drop" ? event.dataTransfer : target;
         if (!inTab(target) || !given || !given.files || !given.files.length) return;
         filesSince = Date.now();
@@ -134,7 +136,7 @@
     function soon() { lastPoll = 0; }
 
     function changed(event) {
-        const target = event.composedPath ? event.composedPath()[0] : event.target;
+        const target = hit(event);
         if (!inTab(target)) return;
         if (target.closest(".copier-swipe")) return;
         if (target.closest("#copier_run__check, #copier_run__poll, #copier_run__opened")) return;
@@ -174,7 +176,7 @@
 
     // A caption was typed into the table.
     function caption(event) {
-        const field = event.composedPath ? event.composedPath()[0] : event.target;
+        const field = hit(event);
         if (!field.dataset || !field.dataset.caption || !inTab(field)) return;
         const known = JSON.parse(keeper("copier_captions__texts").value);
         keep("copier_captions__texts", {...known, [field.dataset.caption]: field.value});
@@ -193,14 +195,14 @@
 
     // The cross of a picture takes it out.
     function takeOut(event) {
-        const cross = event.composedPath ? event.composedPath()[0] : event.target;
+        const cross = hit(event);
         if (!cross.dataset || !cross.dataset.out || !inTab(cross)) return;
         keep("copier_original__out", cross.dataset.out);
         press("copier_original__take_one");
     }
 
     function swipe(event) {
-        const input = event.composedPath ? event.composedPath()[0] : event.target;
+        const input = hit(event);
         const box = input.closest && input.closest(".copier-swipe");
         if (box) box.style.setProperty("--copier-at", input.value + "%");
     }
