@@ -14,6 +14,8 @@ from typing import Protocol
 from copier.errors import BadInput
 from copier.progress import CancelToken, Observer
 
+CAPTION_ENDING = ".txt"
+"""Of caption files, which have the names of their pictures."""
 ZOOM_LEVELS = ("close-up", "portrait", "upper body", "cowboy shot", "full body", "wide shot")
 """How much of a body a picture shows, in the words of the WD14 taggers' vocabulary (Danbooru's)."""
 FRAMING = ("from behind", *ZOOM_LEVELS)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from copier.app.captions import ENDING
 from copier.app.checks import check_data_folder
 from copier.app.settings import Settings
+from copier.captioning import CAPTION_ENDING
 from copier.digest import json_digest
 from copier.fields import check_text
-from copier.pipeline.plan import read_captions
+from copier.pipeline.plan import caption_folder, read_captions
 from copier.temporary import create_file, replace_file
 
 CaptionSets = Mapping[str, Mapping[str, str]]
@@ -50,7 +50,7 @@ def write_caption_sets(sets: CaptionSets, folder: Path) -> None:
 def _files(sets: CaptionSets, folder: Path) -> list[tuple[Path, bytes]]:
     # An empty line, not an empty file: that is an error to sd-scripts.
     return [
-        (folder / name / f"{stem}{ENDING}", f"{text}\n".encode())
+        (folder / name / f"{stem}{CAPTION_ENDING}", f"{text}\n".encode())
         for name, captions in sets.items()
         for stem, text in captions.items()
     ]
@@ -62,8 +62,7 @@ def caption_in(folder: Path, set_name: str, stem: str) -> str:
     Raises:
         BadInput: its file cannot be read.
     """
-    own = folder / set_name
-    place = (own if own.is_dir() else folder) / f"{stem}{ENDING}"
+    place = caption_folder(folder, set_name) / f"{stem}{CAPTION_ENDING}"
     return caption_text(place) if place.is_file() else ""
 
 

@@ -11,7 +11,7 @@ from copier.app.checks import check_data_folder
 from copier.app.crew import find_tagger_kit
 from copier.app.room import check_room
 from copier.app.settings import Settings
-from copier.captioning import Captioner, Policy, caption_of, captions_by
+from copier.captioning import CAPTION_ENDING, Captioner, Policy, caption_of, captions_by
 from copier.errors import BadInput, BadPicture, TaggingFailed
 from copier.fields import check_text
 from copier.pipeline.plan import read_captions
@@ -22,9 +22,6 @@ from copier.request import PictureFiles
 from copier.temporary import replace_file
 from copier.training.tagger import THRESHOLD, check_threshold, tag_pictures
 from copier.training.tagger_model import find_model
-
-ENDING = ".txt"
-"""Of a caption file; `copier run` looks for it."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,14 @@ class CaptionRequest:
             first = seen.setdefault(os.path.normcase(picture.stem), picture)
             if first is not picture:
                 raise BadInput(
-                    f"{first} and {picture} would share the caption file {picture.stem}{ENDING}: rename one, "
-                    "or caption them into two folders"
+                    f"{first} and {picture} would share the caption file {picture.stem}{CAPTION_ENDING}: "
+                    "rename one, or caption them into two folders"
                 )
 
     @property
     def places(self) -> tuple[Path, ...]:
         """The caption file of each picture."""
-        return tuple(self.out / f"{picture.stem}{ENDING}" for picture in self.pictures)
+        return tuple(self.out / f"{picture.stem}{CAPTION_ENDING}" for picture in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class CaptionFiles:
         self, pictures: Sequence[Path], *, observer: Observer, cancel: CancelToken
     ) -> Sequence[str]:
         """The texts; raises ``BadInput`` where one is missing or is no UTF-8."""
-        places = [self.folder / f"{picture.stem}{ENDING}" for picture in pictures]
+        places = [self.folder / f"{picture.stem}{CAPTION_ENDING}" for picture in pictures]
         missing = [place.name for place in places if not place.is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

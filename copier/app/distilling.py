@@ -18,6 +18,7 @@ from copier.app.names import free_name
 from copier.app.pictures import DrawRequest, check_loras, draw
 from copier.app.service import check_checkpoint
 from copier.app.settings import Settings
+from copier.captioning import CAPTION_ENDING
 from copier.codec import spec_to_json
 from copier.digest import DigestMemory, file_digest
 from copier.errors import BadInput
@@ -114,7 +115,7 @@ def new_set(chosen: Sequence[Candidate], out: Path) -> Path:
     try:
         for one in chosen:
             copy_if_absent(one.path, work / f"{one.number:04d}{one.path.suffix}")
-            create_file(work / f"{one.number:04d}.txt", f"{one.prompt}\n".encode())
+            create_file(work / f"{one.number:04d}{CAPTION_ENDING}", f"{one.prompt}\n".encode())
         work.rename(place)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from copier.captioning import CAPTION_ENDING
 from copier.codec import spec_to_json
 from copier.digest import json_digest
 from copier.errors import BadInput
@@ -466,18 +467,19 @@ def caption_places(request: RunRequest, stage: TrainStage) -> tuple[Path | None,
     files = request.files_of(stage.pictures)
     if files is None:
         return (None,) * request.count_of(stage.pictures)
-    folder = _caption_folder(request, stage.pictures)
-    return tuple((folder or path.parent) / f"{path.stem}.txt" for path in files.paths)
-
-
-def _caption_folder(request: RunRequest, pictures: str) -> Path | None:
-    """The folder of the caption files of a set; None: beside the pictures. Two sets may share names."""
-    if request.captions is None:
-        return None
-    given = request.recipe.given_for(pictures)
+    given = request.recipe.given_for(stage.pictures)
     names = (given, request.recipe.original_of(given))
-    own = (request.captions / name for name in names if name)
-    return next((one for one in own if one.is_dir()), request.captions)
+    folder = request.captions and caption_folder(request.captions, *filter(None, names))
+    return tuple((folder or path.parent) / f"{path.stem}{CAPTION_ENDING}" for path in files.paths)
+
+
+def caption_folder(folder: Path, *names: str) -> Path:
+    """Where in a folder of captions those of a set are: in the first folder of one of its ``names``, if any.
+
+    Two sets may have pictures of the same names.
+    """
+    own = (folder / name for name in names)
+    return next((one for one in own if one.is_dir()), folder)
 
 
 def _common_draws(stage: GateStage | EvaluateStage, guidance: tuple[float, ...], like: str) -> Draws:

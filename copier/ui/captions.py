@@ -11,7 +11,7 @@ import gradio as gr
 from copier.app.jobs import JobState
 from copier.app.names import folder_name
 from copier.app.ports import allowed_path
-from copier.captioning import Captioner
+from copier.captioning import CAPTION_ENDING, Captioner
 from copier.errors import BadInput
 from copier.progress import ignore
 from copier.recipe import Recipe
@@ -23,9 +23,6 @@ from copier.ui.leaves import elem_id
 from copier.ui.parts import Parts, Stoppable
 from copier.ui.picture_sets import Pictures, caption_key
 from copier.ui.request_form import decimal
-
-CAPTION_ENDING = ".txt"
-"""Of the caption files that are dropped in together with pictures."""
 
 
 class CaptionsPart:

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from copier.app.ports import MOST_DRAWN, GenerateRequest
+from copier.captioning import CAPTION_ENDING
 from copier.fields import GUIDANCE, LARGEST_SEED, SAMPLING_STEPS
 from copier.progress import ignore
 from copier.request import ENDINGS
 from copier.ui import pieces, words
-from copier.ui.captions import CAPTION_ENDING
 from copier.ui.form import Form, button, choice, flag, html, kept, number, small_button, text
 from copier.ui.gradio_versions import Answer, file_paths, gallery, picture_files
 from copier.ui.leaves import elem_id
