@@ -6,7 +6,6 @@ trained or drawn once is found again, so a run that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from copier.app.demo import EDIT, PROMPT, SECOND_EDIT, SEED
-from copier.app.pictures import DrawRequest, draw
+from copier.app.pictures import draw
 from copier.app.service import Outcome, execute
-from copier.app.settings import Settings
 from copier.codec import load_recipe, with_values
 from copier.evaluation.comparison import spread
 from copier.images.effects import EFFECTS
-from copier.images.sheet import Block, Row, Tile, contact_sheet
+from copier.images.sheet import Row, Tile
 from copier.pipeline.files import load_folder, weight_folder
-from copier.pocket.checkpoint import checkpoint_path
-from copier.request import Edit, Generated, PictureFiles, RunRequest
+from copier.pocket.bench import Bench, hand_over, parser
+from copier.request import Edit, Generated, PictureFiles
 
 PAIRS = 32
 """Prompts and seeds that a LoRA is measured on."""
@@ -68,44 +66,25 @@ METHODS = {
     "mask: outline": Method("copier-quick-pocket", SECOND_EDIT, changes=("lora.training.pair_mask=true",)),
 }
 
-@dataclass(frozen=True)
-class Bench:
-    """Where it works: ``work`` keeps originals, stages and reports."""
 
-    work: Path
-    seeds: int = 3
-    threads: int | None = None
+def originals(bench: Bench) -> PictureFiles:
+    """The pictures of the recipes that have several."""
+    paths: list[Path] = []
+    for number, prompt in enumerate(ORIGINALS):
+        folder = bench.work / "originals" / str(number)
+        if not folder.exists():
+            draw(bench.drawing_of((prompt,), (SEED + number,), folder), bench.settings)
+        paths += sorted(folder.glob("*.png"))
+    return PictureFiles(tuple(paths))
 
-    @property
-    def settings(self) -> Settings:
-        """With a store of its own."""
-        return Settings(self.work / "data")
 
-    def originals(self) -> PictureFiles:
-        """The pictures of the recipes that have several."""
-        paths = []
-        for number, prompt in enumerate(ORIGINALS):
-            folder = self.work / "originals" / str(number)
-            if not folder.exists():
-                request = DrawRequest(
-                    checkpoint_path(), (prompt,), (SEED + number,), folder, device="cpu", threads=self.threads
-                )
-                draw(request, self.settings)
-            paths += sorted(folder.glob("*.png"))
-        return PictureFiles(tuple(paths))
-
-    def run(self, name: str) -> tuple[Outcome, Path]:
-        """The method with every training seed, and the folder of its report."""
-        method, out = METHODS[name], self.work / "out" / name.replace(":", "")
-        request = RunRequest(
-            with_values(load_recipe(method.recipe), (*MEASURED, *method.changes)),
-            checkpoint_path(),
-            {"a": self.originals() if method.several else Generated(PROMPT, SEED), "b": Edit(method.edit)},
-            out,
-            device="cpu",
-            threads=self.threads,
-        )
-        return execute([request], self.settings, control=method.control, seeds=self.seeds), out
+def run(bench: Bench, name: str, seeds: int) -> tuple[Outcome, Path]:
+    """The method with every training seed, and the folder of its report."""
+    method, out = METHODS[name], bench.work / "out" / name.replace(":", "")
+    recipe = with_values(load_recipe(method.recipe), (*MEASURED, *method.changes))
+    first = originals(bench) if method.several else Generated(PROMPT, SEED)
+    request = bench.run_of(recipe, {"a": first, "b": Edit(method.edit)}, out)
+    return execute([request], bench.settings, control=method.control, seeds=seeds), out
 
 
 def rows_of(outcome: Outcome, report: Path) -> dict[str, Any]:
@@ -124,12 +103,12 @@ def _drawn(outcome: Outcome, role: str, weight: float) -> tuple[Tile, ...]:
     return tuple(Tile(picture) for picture in load_folder(folder)[:SHOWN])
 
 
-def measure(bench: Bench, wanted: Sequence[str]) -> tuple[dict[str, Any], list[Row]]:
+def measure(bench: Bench, seeds: int, wanted: Sequence[str]) -> tuple[dict[str, Any], list[Row]]:
     """Figures of every method as JSON, and the rows of a sheet: at weight 1, with the first training seed."""
     found: dict[str, Any] = {}
     rows: list[Row] = []
     for name in wanted:
-        outcome, folder = bench.run(name)
+        outcome, folder = run(bench, name, seeds)
         found[name] = rows_of(outcome, folder)
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
         if METHODS[name].edit != EDIT:
@@ -146,18 +125,10 @@ def measure(bench: Bench, wanted: Sequence[str]) -> tuple[dict[str, Any], list[R
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write ``pairs.json`` and ``pairs.png``."""
-    parser = argparse.ArgumentParser(description="Measure the recipes on pairs.")
-    parser.add_argument("--work", type=Path, required=True, help="folder of what is trained and drawn")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the outcome")
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds (default: 3)")
-    parser.add_argument("--only", action="append", choices=[*METHODS], help="what is measured")
-    parser.add_argument("--threads", type=int, default=None)
-    given = parser.parse_args(arguments)
-    bench = Bench(given.work, given.seeds, given.threads)
-    found, rows = measure(bench, given.only or [*METHODS])
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "pairs.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    contact_sheet([Block(tuple(rows), size=96)]).quantize(128).save(given.out / "pairs.png", optimize=True)
+    given = parser("Measure the recipes on pairs.", [*METHODS]).parse_args(arguments)
+    bench = Bench(given.work, given.threads)
+    found, rows = measure(bench, given.seeds, given.only or [*METHODS])
+    hand_over(given.out, "pairs", found, rows, size=96)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import pytest
 pytest.importorskip("diffusers")
 
 from copier.app.distilling import WEIGHT, candidates, new_set
-from copier.app.pictures import DrawRequest
 from copier.codec import load_recipe, with_values
 from copier.pipeline.files import load_picture
-from copier.pocket.checkpoint import checkpoint_path
-from copier.pocket.methods import PROMPTS, Bench, figures, measure, recipes
+from copier.pocket.bench import Bench
+from copier.pocket.sets import PROMPTS, drawn, figures, measure, recipes, trained
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +31,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def found(bench: Bench) -> dict[str, Any]:
     """The figures of every recipe, and of the checkpoint alone, by name."""
-    told, _ = measure(bench, 1, wanted=[*recipes()])
+    told, _ = measure(bench, 1, [*recipes()])
     return {name: seeds[0] for name, seeds in told.items()}
 
 
@@ -45,15 +44,10 @@ def test_what_was_trained_on_a_base_comes_with_less_of_its_look(found: dict[str,
 
 def test_what_is_distilled_at_half_weight_is_learnt_again(bench: Bench, found: dict[str, Any]) -> None:
     (lora,) = bench.work.glob("runs/picture-set-pocket-*/picture-set-pocket.safetensors")
-    drawn = candidates(
-        DrawRequest(
-            checkpoint_path(), PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8
-        ),
-        bench.settings,
-    )
-    good = [one for one in drawn if figures([load_picture(one.path)]).shape]
+    half = bench.drawing_of(PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8)
+    good = [one for one in candidates(half, bench.settings) if figures([load_picture(one.path)]).shape]
     assert len(good) >= 2
     recipe = with_values(load_recipe("picture-set-pocket"), LESS)
-    again = bench.trained(recipe, {"set": new_set(good, bench.work / "half")})
-    seen = figures(bench.drawn(again, "again"))
+    again = trained(bench, recipe, {"set": new_set(good, bench.work / "half")})
+    seen = figures(drawn(bench, again, "again"))
     assert seen.shape >= found["the checkpoint"]["shape"] + 0.3

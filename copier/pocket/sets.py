@@ -1,4 +1,4 @@
-"""The recipes on sets, measured on the pocket checkpoint: ``python -m copier.pocket.methods --help``.
+"""The recipes on sets, measured on the pocket checkpoint: ``python -m copier.pocket.sets --help``.
 
 Pictures are drawn by ``copier.pocket.scenes``: characters (a shape, a colour and an ornament that the
 checkpoint does not know) in a rendered look (glossy, without outline). Every LoRA is then drawn on the plain
@@ -13,8 +13,6 @@ What was trained or drawn once is found again, so a run that was stopped goes on
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,20 +22,18 @@ from typing import Any
 import numpy as np
 
 from copier.app.distilling import candidates
-from copier.app.pictures import DrawRequest
 from copier.app.service import execute
-from copier.app.settings import Settings
 from copier.codec import load_recipe, recipe_to_json, with_value, with_values
 from copier.digest import json_digest
 from copier.evaluation.comparison import spread
 from copier.images.effects import to_image
-from copier.images.sheet import Block, Row, Tile, contact_sheet
+from copier.images.sheet import Row, Tile
 from copier.pipeline.files import load_picture
-from copier.pocket.checkpoint import checkpoint_path
+from copier.pocket.bench import Bench, hand_over, parser
 from copier.pocket.judge import dressed, judge, outlined
 from copier.pocket.scenes import Scene, jittered, ornament_rgb, render
 from copier.recipe import Recipe, reseeded
-from copier.request import PictureFiles, RunRequest
+from copier.request import PictureFiles
 
 LOOK = "3d"
 """The style of scenes that is the look: no caption names it."""
@@ -70,7 +66,6 @@ PROMPTS = (
 Behind the caption, as tags are added. In front of it such words change the colours of what is drawn.
 """
 SEEDS = (3001, 3002, 3003, 3004)
-COMPARED = ("via a base", "without a base")
 SHOWN = 8
 """Pictures of each row of a sheet."""
 LEAST_BODY, LEAST_WORN = 0.3, 0.08
@@ -122,43 +117,23 @@ def recipes() -> dict[str, Recipe]:
     }
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Where it works: ``work`` keeps sets, LoRAs and pictures."""
+def trained(bench: Bench, recipe: Recipe, sets: Mapping[str, Path]) -> Path:
+    """The LoRA of the recipe on these sets."""
+    pictures = {one.name: PictureFiles.at(sets[one.name]) for one in recipe.given}
+    request = bench.run_of(recipe, pictures, bench.work / "runs" / _short(recipe))
+    return execute([request], bench.settings).result
 
-    work: Path
-    threads: int | None = None
 
-    @property
-    def settings(self) -> Settings:
-        """With a store of its own."""
-        return Settings(self.work / "data")
-
-    def trained(self, recipe: Recipe, sets: Mapping[str, Path]) -> Path:
-        """The LoRA of the recipe on these sets."""
-        pictures = {one.name: PictureFiles.at(sets[one.name]) for one in recipe.given}
-        out = self.work / "runs" / _short(recipe)
-        request = RunRequest(recipe, checkpoint_path(), pictures, out, device="cpu", threads=self.threads)
-        return execute([request], self.settings).result
-
-    def drawn(self, lora: Path | None, name: str) -> list[np.ndarray]:
-        """Pictures of every prompt and seed on the plain checkpoint, with the LoRA at weight 1."""
-        request = DrawRequest(
-            checkpoint=checkpoint_path(),
-            prompts=PROMPTS,
-            seeds=SEEDS,
-            out=self.work / "drawn" / name,
-            loras=() if lora is None else ((lora, 1.0),),
-            steps=8,
-            guidance=4.0,
-            device="cpu",
-            threads=self.threads,
-        )
-        return [load_picture(one.path) for one in candidates(request, self.settings)]
+def drawn(bench: Bench, lora: Path | None, name: str) -> list[np.ndarray]:
+    """Pictures of every prompt and seed on the plain checkpoint, with the LoRA at weight 1."""
+    loras = () if lora is None else ((lora, 1.0),)
+    out = bench.work / "drawn" / name
+    request = bench.drawing_of(PROMPTS, SEEDS, out, loras=loras, steps=8, guidance=4.0)
+    return [load_picture(one.path) for one in candidates(request, bench.settings)]
 
 
 def measure(
-    bench: Bench, seeds: int, changes: Sequence[str] = (), wanted: Sequence[str] = COMPARED
+    bench: Bench, seeds: int, wanted: Sequence[str], changes: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[Row]]:
     """Figures of every LoRA and seed as JSON, and the rows of a sheet."""
     sets = {"base": write_set(bench.work / "base", OTHERS, 3, seed=5)}
@@ -170,12 +145,12 @@ def measure(
     for offset in range(seeds):
         for name in wanted:
             seeded = reseeded(with_values(recipes()[name], changes), offset)
-            pictures = bench.drawn(bench.trained(seeded, sets), _short(seeded))
+            pictures = drawn(bench, trained(bench, seeded, sets), _short(seeded))
             found.setdefault(name, []).append(vars(figures(pictures)))
             print(name, offset, found[name][-1], file=sys.stderr, flush=True)
             if not offset:
                 rows.append(_row(name, pictures))
-    base = bench.drawn(None, "checkpoint")
+    base = drawn(bench, None, "checkpoint")
     found["the checkpoint"] = [vars(figures(base))]
     return found, [*rows, _row("the checkpoint", base)]
 
@@ -203,16 +178,11 @@ def _row(label: str, pictures: Sequence[np.ndarray]) -> Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write ``character.json`` and ``character.png``."""
-    parser = argparse.ArgumentParser(description="Measure the recipe 'character via a base'.")
-    parser.add_argument("--work", type=Path, required=True, help="folder of what is trained and drawn")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the outcome")
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds (default: 3)")
-    parser.add_argument("--only", action="append", choices=[*recipes()], help="what is compared")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--set", action="append", default=[], help="as of `copier run`, for each of them")
-    given = parser.parse_args(arguments)
-    found, rows = measure(Bench(given.work, given.threads), given.seeds, given.set, given.only or COMPARED)
-    given.out.mkdir(parents=True, exist_ok=True)
+    asked = parser("Measure the recipes on sets.", [*recipes()])
+    asked.add_argument("--set", action="append", default=[], help="as of `copier run`, for each of them")
+    given = asked.parse_args(arguments)
+    bench = Bench(given.work, given.threads)
+    found, rows = measure(bench, given.seeds, given.only or [*recipes()], given.set)
     data = {
         "prompts": list(PROMPTS),
         "seeds": list(SEEDS),
@@ -220,8 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "summary": summary(found),
         "figures": found,
     }
-    (given.out / "character.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    contact_sheet([Block(tuple(rows))]).quantize(128).save(given.out / "character.png", optimize=True)
+    hand_over(given.out, "character", data, rows)
 
 
 if __name__ == "__main__":
