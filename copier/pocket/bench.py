@@ -12,12 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from copier.app.distilling import candidates
 from copier.app.pictures import DrawRequest
+from copier.app.service import execute
 from copier.app.settings import Settings
-from copier.images.sheet import Block, Row, contact_sheet
+from copier.codec import recipe_to_json
+from copier.digest import json_digest
+from copier.evaluation.comparison import spread
+from copier.images.sheet import Block, Row, Tile, contact_sheet
+from copier.pipeline.files import load_picture
 from copier.pocket.checkpoint import checkpoint_path
 from copier.recipe import Recipe
 from copier.request import RunRequest, Source
+
+SHOWN = 8
+"""Pictures of each row of a sheet."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +43,55 @@ class Bench:
         """With a store of its own."""
         return Settings(self.work / "data")
 
-    def run_of(self, recipe: Recipe, pictures: Mapping[str, Source], out: Path) -> RunRequest:
+    def request(self, recipe: Recipe, pictures: Mapping[str, Source], out: Path) -> RunRequest:
         """The recipe on these pictures."""
         return RunRequest(recipe, checkpoint_path(), dict(pictures), out, device="cpu", threads=self.threads)
 
-    def drawing_of(self, prompts: Sequence[str], seeds: Sequence[int], out: Path, **more: Any) -> DrawRequest:
-        """Pictures of the prompts and seeds; ``more`` as of ``DrawRequest``."""
+    def drawing(self, prompts: Sequence[str], seeds: Sequence[int], out: Path, **more: Any) -> DrawRequest:
+        """Every prompt with every seed; ``more`` as of ``DrawRequest``."""
         return DrawRequest(
             checkpoint_path(), tuple(prompts), tuple(seeds), out, device="cpu", threads=self.threads, **more
         )
+
+    def trained(self, recipe: Recipe, pictures: Mapping[str, Source]) -> Path:
+        """The LoRA of the recipe on these pictures."""
+        request = self.request(recipe, pictures, self.work / "runs" / short_name(recipe))
+        return execute([request], self.settings).result
+
+    def drawn(
+        self, lora: Path | None, prompts: Sequence[str], seeds: Sequence[int], name: str, steps: int
+    ) -> list[np.ndarray]:
+        """Pictures (height, width, 3), sRGB in [0, 1], of every prompt and seed with the LoRA at weight 1.
+
+        On the plain checkpoint where there is no LoRA, in ``steps`` with a guidance of 4; kept as ``name``.
+        """
+        loras = () if lora is None else ((lora, 1.0),)
+        out = self.work / "drawn" / name
+        request = self.drawing(prompts, seeds, out, loras=loras, steps=steps, guidance=4.0)
+        return [load_picture(one.path) for one in candidates(request, self.settings)]
+
+
+def short_name(recipe: Recipe) -> str:
+    """A name for the recipe's files: other values make another name."""
+    return f"{recipe.name}-{json_digest(recipe_to_json(recipe))[:12]}"
+
+
+def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Mean, smallest and largest over the training seeds, for each figure of each thing measured."""
+    told: dict[str, Any] = {}
+    for name, seeds in found.items():
+        spreads = {figure: spread([one[figure] for one in seeds]) for figure in seeds[0]}
+        told[name] = {
+            figure: {"mean": round(one.mean, 3), "low": round(one.low, 3), "high": round(one.high, 3)}
+            for figure, one in spreads.items()
+        }
+    return told
+
+
+def picture_row(label: str, pictures: Sequence[np.ndarray]) -> Row:
+    """Up to ``SHOWN`` of the pictures, at equal distances, as a row of a sheet."""
+    step = max(1, len(pictures) // SHOWN)
+    return Row(tuple(Tile(picture) for picture in pictures[::step][:SHOWN]), label)
 
 
 def parser(description: str, choices: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,90 +1,109 @@
-"""What a LoRA by text alone does on the pocket checkpoint: ``python -m copier.pocket.concepts LORA...``.
+"""The recipes by text alone, measured on the pocket checkpoint: ``python -m copier.pocket.concepts --help``.
 
-Draws prompts that the ``*-pocket`` recipes never train on, with each LoRA at weight 0, 1 and -1, and reads
-shape and colours back by the judge. Prints JSON: how many pictures of each set have which of the asked parts.
+Each with the training seeds that are asked for. Its LoRA is drawn at weight 1 with prompts that no training
+had, and shape, colour and background are read back by ``copier.pocket.judge``. What was trained or drawn once
+is found again, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from copier.diffusion.load import load_checkpoint
-from copier.diffusion.model import DiffusionModel
-from copier.diffusion.sample import sample
-from copier.ops.lora_file import read_lora
-from copier.ops.merge_modules import merge_into_modules
-from copier.pocket.checkpoint import checkpoint_path
+from copier.codec import load_recipe
+from copier.images.sheet import Row
+from copier.pocket.bench import Bench, hand_over, parser, picture_row, short_name, summary
 from copier.pocket.judge import Verdict, judge
+from copier.recipe import reseeded
 
 BACKGROUNDS = ("yellow", "cyan", "purple", "gray", "orange", "black")
 """Contexts that the recipes do not train in."""
-OTHERS = ("green heart", "blue circle", "pink cross", "purple square", "cyan triangle", "white crescent")
-PICTURES = 36
-FIRST_SEED = 3001
-STEPS, GUIDANCE = 10, 4.0
-WEIGHTS = (0.0, 1.0)
-
-
-def prompts(asked: Sequence[str]) -> tuple[str, ...]:
-    """``PICTURES`` prompts: colours and shapes in turn, on backgrounds that turn at another pace."""
-    count = len(BACKGROUNDS)
-    places = [BACKGROUNDS[(i + i // count) % count] for i in range(PICTURES)]
-    return tuple(f"a {asked[i % len(asked)]} on {place} background" for i, place in enumerate(places))
-
-
 SETS = {
-    "red star": prompts(("red star",)),
-    "star": prompts(("star",)),
-    "red heart": prompts(("red heart",)),
-    "others": prompts(OTHERS),
+    "red star": ("red star",),
+    "blue star": ("blue star",),
+    "red heart": ("red heart",),
+    "star": ("star",),
+    "others": (
+        "green heart",
+        "blue circle",
+        "pink cross",
+        "purple square",
+        "cyan triangle",
+        "white crescent",
+    ),
 }
+"""What is asked for, by the name of the set."""
+PICTURES = 36
+"""Of each set."""
+FIRST_SEED = 3001
+STEPS = 10
+"""Sampling steps."""
+METHODS = {"erase": "erase-pocket", "move": "move-pocket"}
 
 
-def verdicts(model: DiffusionModel, asked: Sequence[str], lora: Path, weight: float) -> list[Verdict]:
-    """What the judge sees in one picture of each prompt."""
-    seeds = range(FIRST_SEED, FIRST_SEED + len(asked))
-    with merge_into_modules(model.weight_of, read_lora(lora).weights, weight):
-        pictures = sample(model, asked, seeds, steps=STEPS, guidance=GUIDANCE, width=128, height=128)
-    return [judge(picture) for picture in pictures]
+def prompts(name: str) -> tuple[str, ...]:
+    """Everything that the set asks for on every background."""
+    return tuple(f"a {asked} on {place} background" for asked in SETS[name] for place in BACKGROUNDS)
 
 
-def counts(asked: Sequence[str], seen: Sequence[Verdict]) -> dict[str, int]:
-    """How many pictures are red, stars, hearts, and how many have the shape, colour and background asked for.
+def seeds_of(name: str) -> range:
+    """As many seeds as make ``PICTURES`` pictures of the set."""
+    return range(FIRST_SEED, FIRST_SEED + PICTURES // len(prompts(name)))
+
+
+def shares(asked: Sequence[str], seen: Sequence[Verdict]) -> dict[str, float]:
+    """Shares of pictures that are red, stars, hearts, and that have shape, colour and background as asked.
 
     A prompt without a colour asks for none.
     """
     words = [prompt.removesuffix(" background").split() for prompt in asked]
-    shapes, colours = [one[one.index("on") - 1] for one in words], [one[1] for one in words]
-    return {
-        "pictures": len(seen),
-        "red": sum(one.colour == "red" for one in seen),
-        "star": sum(one.shape == "star" for one in seen),
-        "heart": sum(one.shape == "heart" for one in seen),
-        "shape as asked": sum(one.shape == shape for one, shape in zip(seen, shapes, strict=True)),
-        "colour as asked": sum(one.colour == colour for one, colour in zip(seen, colours, strict=True)),
-        "background as asked": sum(one.background == word[-1] for one, word in zip(seen, words, strict=True)),
+    pairs = list(zip(words, seen, strict=True))
+    told = {
+        "red": [one.colour == "red" for one in seen],
+        "star": [one.shape == "star" for one in seen],
+        "heart": [one.shape == "heart" for one in seen],
+        "shape as asked": [one.shape == word[word.index("on") - 1] for word, one in pairs],
+        "colour as asked": [one.colour == word[1] for word, one in pairs],
+        "background as asked": [one.background == word[-1] for word, one in pairs],
     }
+    return {figure: sum(having) / len(seen) for figure, having in told.items()}
 
 
-def main() -> None:
-    """Measure the LoRAs named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("loras", nargs="+", type=Path)
-    parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=sorted(SETS))
-    parser.add_argument("--weights", nargs="+", type=float, default=WEIGHTS)
-    arguments = parser.parse_args()
-    model = load_checkpoint(checkpoint_path())
-    for lora in arguments.loras:
-        for name in arguments.sets:
-            for weight in arguments.weights:
-                found = counts(SETS[name], verdicts(model, SETS[name], lora, weight))
-                about = {"lora": lora.name, "set": name, "weight": weight}
-                sys.stdout.write(json.dumps({**about, **found}) + "\n")
-                sys.stdout.flush()
+def measure(bench: Bench, seeds: int, wanted: Sequence[str]) -> tuple[dict[str, Any], list[Row]]:
+    """Shares of every recipe, set and training seed, and the rows of a sheet: of the first training seed."""
+    found: dict[str, Any] = {}
+    rows: dict[str, list[Row]] = {name: [] for name in SETS}
+    for label, kept, lora in _loras(bench, seeds, wanted):
+        for name in SETS:
+            pictures = bench.drawn(lora, prompts(name), seeds_of(name), f"{kept}-{name}", STEPS)
+            asked = [prompt for prompt in prompts(name) for _ in seeds_of(name)]
+            title = f"{label}: {name}"
+            if title not in found:
+                rows[name].append(picture_row(title, pictures))
+            found.setdefault(title, []).append(shares(asked, [judge(picture) for picture in pictures]))
+            print(title, found[title][-1], file=sys.stderr, flush=True)
+    return found, list(itertools.chain.from_iterable(rows.values()))
+
+
+def _loras(bench: Bench, seeds: int, wanted: Sequence[str]) -> Iterator[tuple[str, str, Path | None]]:
+    """Label, name of the pictures and LoRA: none, and then of every recipe and training seed."""
+    yield "the checkpoint", "checkpoint", None
+    for label in wanted:
+        for offset in range(seeds):
+            recipe = reseeded(load_recipe(METHODS[label]), offset)
+            yield label, short_name(recipe), bench.trained(recipe, {})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write ``concepts.json`` and ``concepts.png``."""
+    given = parser("Measure the recipes by text alone.", [*METHODS]).parse_args(arguments)
+    bench = Bench(given.work, given.threads)
+    found, rows = measure(bench, given.seeds, given.only or [*METHODS])
+    data = {"pictures": PICTURES, "summary": summary(found), "shares": found}
+    hand_over(given.out, "concepts", data, rows, size=96)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from copier.evaluation.comparison import spread
 from copier.images.effects import EFFECTS
 from copier.images.sheet import Row, Tile
 from copier.pipeline.files import load_folder, weight_folder
-from copier.pocket.bench import Bench, hand_over, parser
+from copier.pocket.bench import SHOWN, Bench, hand_over, parser
 from copier.request import Edit, Generated, PictureFiles
 
 PAIRS = 32
@@ -34,8 +34,6 @@ ORIGINALS = (
     "a red square on cyan background",
 )
 """What the recipes with several originals train on, drawn from seeds that count up from the demo's."""
-SHOWN = 8
-"""Pictures of each row of the sheet."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def originals(bench: Bench) -> PictureFiles:
     for number, prompt in enumerate(ORIGINALS):
         folder = bench.work / "originals" / str(number)
         if not folder.exists():
-            draw(bench.drawing_of((prompt,), (SEED + number,), folder), bench.settings)
+            draw(bench.drawing((prompt,), (SEED + number,), folder), bench.settings)
         paths += sorted(folder.glob("*.png"))
     return PictureFiles(tuple(paths))
 
@@ -83,7 +81,7 @@ def run(bench: Bench, name: str, seeds: int) -> tuple[Outcome, Path]:
     method, out = METHODS[name], bench.work / "out" / name.replace(":", "")
     recipe = with_values(load_recipe(method.recipe), (*MEASURED, *method.changes))
     first = originals(bench) if method.several else Generated(PROMPT, SEED)
-    request = bench.run_of(recipe, {"a": first, "b": Edit(method.edit)}, out)
+    request = bench.request(recipe, {"a": first, "b": Edit(method.edit)}, out)
     return execute([request], bench.settings, control=method.control, seeds=seeds), out
 
 

@@ -14,22 +14,18 @@ What was trained or drawn once is found again, so a run that was stopped goes on
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from copier.app.distilling import candidates
-from copier.app.service import execute
-from copier.codec import load_recipe, recipe_to_json, with_value, with_values
-from copier.digest import json_digest
-from copier.evaluation.comparison import spread
+from copier.codec import load_recipe, with_value, with_values
 from copier.images.effects import to_image
-from copier.images.sheet import Row, Tile
+from copier.images.sheet import Row
 from copier.pipeline.files import load_picture
-from copier.pocket.bench import Bench, hand_over, parser
+from copier.pocket.bench import Bench, hand_over, parser, picture_row, short_name, summary
 from copier.pocket.judge import dressed, judge, outlined
 from copier.pocket.scenes import Scene, jittered, ornament_rgb, render
 from copier.recipe import Recipe, reseeded
@@ -66,8 +62,8 @@ PROMPTS = (
 Behind the caption, as tags are added. In front of it such words change the colours of what is drawn.
 """
 SEEDS = (3001, 3002, 3003, 3004)
-SHOWN = 8
-"""Pictures of each row of a sheet."""
+STEPS = 8
+"""Sampling steps."""
 LEAST_BODY, LEAST_WORN = 0.3, 0.08
 """Shares of a shape's pixels from which it has the colour, and wears the ornament."""
 
@@ -117,21 +113,6 @@ def recipes() -> dict[str, Recipe]:
     }
 
 
-def trained(bench: Bench, recipe: Recipe, sets: Mapping[str, Path]) -> Path:
-    """The LoRA of the recipe on these sets."""
-    pictures = {one.name: PictureFiles.at(sets[one.name]) for one in recipe.given}
-    request = bench.run_of(recipe, pictures, bench.work / "runs" / _short(recipe))
-    return execute([request], bench.settings).result
-
-
-def drawn(bench: Bench, lora: Path | None, name: str) -> list[np.ndarray]:
-    """Pictures of every prompt and seed on the plain checkpoint, with the LoRA at weight 1."""
-    loras = () if lora is None else ((lora, 1.0),)
-    out = bench.work / "drawn" / name
-    request = bench.drawing_of(PROMPTS, SEEDS, out, loras=loras, steps=8, guidance=4.0)
-    return [load_picture(one.path) for one in candidates(request, bench.settings)]
-
-
 def measure(
     bench: Bench, seeds: int, wanted: Sequence[str], changes: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[Row]]:
@@ -141,39 +122,19 @@ def measure(
     sets |= {"style": sets["base"], "subject": sets["character"]}
     trained_on = [load_picture(path) for path in sorted(sets["character"].glob("*.png"))]
     found: dict[str, Any] = {"trained on": [vars(figures(trained_on))]}
-    rows = [_row("trained on", trained_on)]
+    rows = [picture_row("trained on", trained_on)]
     for offset in range(seeds):
         for name in wanted:
             seeded = reseeded(with_values(recipes()[name], changes), offset)
-            pictures = drawn(bench, trained(bench, seeded, sets), _short(seeded))
+            lora = bench.trained(seeded, {one.name: PictureFiles.at(sets[one.name]) for one in seeded.given})
+            pictures = bench.drawn(lora, PROMPTS, SEEDS, short_name(seeded), STEPS)
             found.setdefault(name, []).append(vars(figures(pictures)))
             print(name, offset, found[name][-1], file=sys.stderr, flush=True)
             if not offset:
-                rows.append(_row(name, pictures))
-    base = drawn(bench, None, "checkpoint")
+                rows.append(picture_row(name, pictures))
+    base = bench.drawn(None, PROMPTS, SEEDS, "checkpoint", STEPS)
     found["the checkpoint"] = [vars(figures(base))]
-    return found, [*rows, _row("the checkpoint", base)]
-
-
-def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Mean, smallest and largest over the training seeds, for each figure."""
-    told: dict[str, Any] = {}
-    for name, seeds in found.items():
-        spreads = {figure: spread([one[figure] for one in seeds]) for figure in seeds[0]}
-        told[name] = {
-            figure: {"mean": round(one.mean, 3), "low": round(one.low, 3), "high": round(one.high, 3)}
-            for figure, one in spreads.items()
-        }
-    return told
-
-
-def _short(recipe: Recipe) -> str:
-    return f"{recipe.name}-{json_digest(recipe_to_json(recipe))[:12]}"
-
-
-def _row(label: str, pictures: Sequence[np.ndarray]) -> Row:
-    step = max(1, len(pictures) // SHOWN)
-    return Row(tuple(Tile(picture) for picture in pictures[::step][:SHOWN]), label)
+    return found, [*rows, picture_row("the checkpoint", base)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,8 @@ from copier.app.distilling import WEIGHT, candidates, new_set
 from copier.codec import load_recipe, with_values
 from copier.pipeline.files import load_picture
 from copier.pocket.bench import Bench
-from copier.pocket.sets import PROMPTS, drawn, figures, measure, recipes, trained
+from copier.pocket.sets import PROMPTS, SEEDS, STEPS, figures, measure, recipes
+from copier.request import PictureFiles
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +45,10 @@ def test_what_was_trained_on_a_base_comes_with_less_of_its_look(found: dict[str,
 
 def test_what_is_distilled_at_half_weight_is_learnt_again(bench: Bench, found: dict[str, Any]) -> None:
     (lora,) = bench.work.glob("runs/picture-set-pocket-*/picture-set-pocket.safetensors")
-    half = bench.drawing_of(PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8)
+    half = bench.drawing(PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8)
     good = [one for one in candidates(half, bench.settings) if figures([load_picture(one.path)]).shape]
     assert len(good) >= 2
     recipe = with_values(load_recipe("picture-set-pocket"), LESS)
-    again = trained(bench, recipe, {"set": new_set(good, bench.work / "half")})
-    seen = figures(drawn(bench, again, "again"))
+    again = bench.trained(recipe, {"set": PictureFiles.at(new_set(good, bench.work / "half"))})
+    seen = figures(bench.drawn(again, PROMPTS, SEEDS, "again", STEPS))
     assert seen.shape >= found["the checkpoint"]["shape"] + 0.3

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from copier.captioning import tags_of
+from copier.pocket.bench import summary
 from copier.pocket.scenes import Scene, jittered, render
 from copier.pocket.sets import (
     HERO,
@@ -18,7 +19,6 @@ from copier.pocket.sets import (
     SEEDS,
     figures,
     recipes,
-    summary,
     write_set,
 )
 from copier.request import PictureFiles
