@@ -27,8 +27,8 @@ from copier.pocket.checkpoint import checkpoint_path
 from copier.recipe import Recipe
 from copier.request import RunRequest, Source
 
-SHOWN = 8
-"""Pictures of each row of a sheet."""
+SHOWN, TILE = 8, 96
+"""Pictures of each row of a sheet, and the longer side of each in pixels."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def parser(description: str, choices: Sequence[str]) -> argparse.ArgumentParser:
     return made
 
 
-def hand_over(out: Path, name: str, data: Mapping[str, Any], rows: Sequence[Row], size: int = 128) -> None:
-    """Write ``name.json`` and a sheet, ``name.png``, of tiles of ``size`` pixels, into the folder ``out``."""
+def hand_over(out: Path, name: str, data: Mapping[str, Any], blocks: Sequence[Block]) -> None:
+    """Write ``name.json`` and the sheet ``name.png`` into the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    contact_sheet([Block(tuple(rows), size=size)]).quantize(128).save(out / f"{name}.png", optimize=True)
+    contact_sheet(blocks).quantize(128).save(out / f"{name}.png", optimize=True)

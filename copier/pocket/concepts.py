@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from copier.codec import load_recipe
-from copier.images.sheet import Row
-from copier.pocket.bench import Bench, hand_over, parser, picture_row, short_name, summary
+from copier.images.sheet import Block, Row
+from copier.pocket.bench import TILE, Bench, hand_over, parser, picture_row, short_name, summary
 from copier.pocket.judge import Verdict, judge
 from copier.recipe import reseeded
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(given.work, given.threads)
     found, rows = measure(bench, given.seeds, given.only or [*METHODS])
     data = {"pictures": PICTURES, "summary": summary(found), "shares": found}
-    hand_over(given.out, "concepts", data, rows, size=96)
+    hand_over(given.out, "concepts", data, [Block(tuple(rows), size=TILE)])
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from copier.app.service import Outcome, execute
 from copier.codec import load_recipe, with_values
 from copier.evaluation.comparison import spread
 from copier.images.effects import EFFECTS
-from copier.images.sheet import Row, Tile
+from copier.images.sheet import Block, Row, Tile
 from copier.pipeline.files import load_folder, weight_folder
-from copier.pocket.bench import SHOWN, Bench, hand_over, parser
+from copier.pocket.bench import SHOWN, TILE, Bench, hand_over, parser
 from copier.request import Edit, Generated, PictureFiles
 
 PAIRS = 32
@@ -34,6 +34,8 @@ ORIGINALS = (
     "a red square on cyan background",
 )
 """What the recipes with several originals train on, drawn from seeds that count up from the demo's."""
+WEAK_EDITS = ("flatten", "high_contrast", "posterise", "jpeg_noise")
+"""With outline the five edits of the copier memo; on flat shapes of one colour they change little."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ METHODS = {
     "direct pair": Method("direct-pair-pocket"),
     "copier: outline": Method("copier-quick-pocket", SECOND_EDIT, control=True),
     "mask: outline": Method("copier-quick-pocket", SECOND_EDIT, changes=("lora.training.pair_mask=true",)),
+    **{f"copier: {edit}": Method("copier-quick-pocket", edit) for edit in WEAK_EDITS},
 }
 
 
@@ -101,32 +104,34 @@ def _drawn(outcome: Outcome, role: str, weight: float) -> tuple[Tile, ...]:
     return tuple(Tile(picture) for picture in load_folder(folder)[:SHOWN])
 
 
-def measure(bench: Bench, seeds: int, wanted: Sequence[str]) -> tuple[dict[str, Any], list[Row]]:
-    """Figures of every method as JSON, and the rows of a sheet: at weight 1, with the first training seed."""
+def _first_rows(outcome: Outcome, edit: str) -> list[Row]:
+    base = _drawn(outcome, "base", 0.0)
+    edited = tuple(Tile(EFFECTS[edit].function(tile.picture)) for tile in base)
+    return [Row(base, "the checkpoint"), Row(edited, "the change alone")]
+
+
+def measure(bench: Bench, seeds: int, wanted: Sequence[str]) -> tuple[dict[str, Any], list[Block]]:
+    """Figures of every method as JSON, and a sheet: at weight 1, with the first training seed."""
     found: dict[str, Any] = {}
-    rows: list[Row] = []
+    rows: dict[str, list[Row]] = {}
     for name in wanted:
         outcome, folder = run(bench, name, seeds)
         found[name] = rows_of(outcome, folder)
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
-        if METHODS[name].edit != EDIT:
-            continue
-        if not rows:
-            base = _drawn(outcome, "base", 0.0)
-            edited = tuple(Tile(EFFECTS[EDIT].function(tile.picture)) for tile in base)
-            rows += [Row(base, "the checkpoint"), Row(edited, "the change alone")]
-        rows.append(Row(_drawn(outcome, "lora", 1.0), name))
+        edit = METHODS[name].edit
+        shown = rows.setdefault(edit, _first_rows(outcome, edit))
+        shown.append(Row(_drawn(outcome, "lora", 1.0), name))
         if name == "copier":
-            rows.append(Row(_drawn(outcome, "control", 1.0), "plain LoRA on B"))
-    return found, rows
+            shown.append(Row(_drawn(outcome, "control", 1.0), "plain LoRA on B"))
+    return found, [Block(tuple(of), EFFECTS[edit].label, size=TILE) for edit, of in rows.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write ``pairs.json`` and ``pairs.png``."""
     given = parser("Measure the recipes on pairs.", [*METHODS]).parse_args(arguments)
     bench = Bench(given.work, given.threads)
-    found, rows = measure(bench, given.seeds, given.only or [*METHODS])
-    hand_over(given.out, "pairs", found, rows, size=96)
+    found, blocks = measure(bench, given.seeds, given.only or [*METHODS])
+    hand_over(given.out, "pairs", found, blocks)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ import numpy as np
 
 from copier.codec import load_recipe, with_value, with_values
 from copier.images.effects import to_image
-from copier.images.sheet import Row
+from copier.images.sheet import Block, Row
 from copier.pipeline.files import load_picture
-from copier.pocket.bench import Bench, hand_over, parser, picture_row, short_name, summary
+from copier.pocket.bench import TILE, Bench, hand_over, parser, picture_row, short_name, summary
 from copier.pocket.judge import dressed, judge, outlined
 from copier.pocket.scenes import Scene, jittered, ornament_rgb, render
 from copier.recipe import Recipe, reseeded
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "summary": summary(found),
         "figures": found,
     }
-    hand_over(given.out, "character", data, rows)
+    hand_over(given.out, "character", data, [Block(tuple(rows), size=TILE)])
 
 
 if __name__ == "__main__":
