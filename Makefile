@@ -59,8 +59,8 @@ test-host: $(STAMP_TEST) ## the code that runs in a host, with the hosts' oldest
 test-ui: $(STAMPS_UI) ## the tab in Chromium, on gradio 3.41 and 4.40, with real training on the pocket checkpoint
 	@set -e; for gradio in 3 4; do \
 	  echo "== the tab on gradio $$gradio"; \
-	  COPIER_TEST_UI_REQUIRED=1 OMP_NUM_THREADS=2 \
-	    .venv-ui-gradio$$gradio/bin/python -m pytest -q --durations=6 tests/ui; \
+	  COPIER_TEST_UI_REQUIRED=1 OMP_NUM_THREADS=1 \
+	    .venv-ui-gradio$$gradio/bin/python -m pytest -q -n $(JOBS) --dist loadfile --durations=6 tests/ui; \
 	done
 
 screenshots: $(STAMPS_UI) ## the pictures of docs/tab.md, from the running program
