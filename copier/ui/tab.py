@@ -220,7 +220,7 @@ class Tab:
 
         request = self.run.history.chosen(data).request
         sets = picture_sets(request.recipe)
-        answer = dict(self.recipe.show(request.recipe))
+        answer = dict(self.recipe.arrived(request.recipe))
         captions: dict[str, str] = {}
         for name, source in request.pictures.items():
             if isinstance(source, PictureFiles):
@@ -446,8 +446,8 @@ def _wire_history(tab: Tab) -> None:
     listen(history.delete, "click", saying(history.removed, history.said), fields,
            {history.said, tab.form["history.job"]})  # fmt: skip
     outputs = {history.said, tab.original.originals, tab.edited.edited, tab.edited.edit,
-               tab.recipe.captions.texts, *tab.edited.parameters.values(), *tab.recipe.outputs(),
-               *tab.placed()}  # fmt: skip
+               tab.recipe.captions.texts, tab.recipe.choose, *tab.edited.parameters.values(),
+               *tab.recipe.outputs(), *tab.placed()}  # fmt: skip
     listen(history.use, "click", _pictures_then(tab, tab.with_recipe(tab.reuse), history.said),
            fields | tab.whole_form, outputs)  # fmt: skip
 
