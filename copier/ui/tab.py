@@ -23,7 +23,6 @@ from copier.ui.gradio_versions import (
     file_paths,
     keep_out_of_ui_config,
     listen,
-    on_select,
     values_in,
 )
 from copier.ui.leaves import elem_id
@@ -325,11 +324,8 @@ def _wire_pictures(tab: Tab) -> None:
     listen(original.generate, "click", _pictures_then(tab, tab.drawn, original.said), form,
            taken | {original.gallery, original.drawn}, busy=True)  # fmt: skip
     listen(original.stop, "click", _quietly(original.drawing.stop), (), (), queued=False)
-
-    def pick(data: Any, index: int) -> Answer:
-        return _pictures_then(tab, lambda given: original.pick(given, index), original.said)(data)
-
-    on_select(original.gallery, pick, inputs, taken)
+    listen(original.pick_one, "click", _pictures_then(tab, original.pick, original.said),
+           inputs | {original.clicked}, taken)  # fmt: skip
     dropped, second = (functools.partial(tab.dropped, place) for place in (FIRST, SECOND))
     for event in ("upload", "clear"):
         listen(original.files, event, _pictures_then(tab, dropped, original.said), inputs, taken)
