@@ -201,6 +201,17 @@
         press("copier_original__take_one");
     }
 
+    // A picture of those that were drawn is chosen. gradio's own event for that stays away where the place of
+    // the picture was clicked before, though another one is there now.
+    function choose(event) {
+        const target = hit(event);
+        const one = target.closest && target.closest("#copier_original__gallery .thumbnail-item");
+        if (!one) return;
+        const all = find("copier_original__gallery").querySelectorAll(".thumbnail-item");
+        keep("copier_original__clicked", [...all].indexOf(one));
+        press("copier_original__pick");
+    }
+
     function swipe(event) {
         const input = hit(event);
         const box = input.closest && input.closest(".copier-swipe");
@@ -260,6 +271,7 @@
     document.addEventListener("input", swipe, true);
     document.addEventListener("change", caption, true);
     document.addEventListener("click", takeOut, true);
+    document.addEventListener("click", choose, true);
     for (const type of ["input", "change", "focusout", "click", "drop"]) {
         document.addEventListener(type, changed, true);
     }

@@ -82,24 +82,6 @@ def listen_script(component: Block, event: str, script: str) -> None:
     getattr(component, event)(None, None, None, **{_SCRIPT: script})
 
 
-def on_select(
-    component: Block,
-    handler: Callable[[dict[Block, Any], int], Answer],
-    inputs: Collection[Block],
-    outputs: Collection[Block],
-) -> None:
-    """Call ``handler`` with the inputs' values and the index of what was chosen in ``component``."""
-
-    def chosen(data: dict[Block, Any], event: gr.SelectData) -> Answer:
-        return _written(handler(_read(data), int(event.index)))
-
-    # gradio looks for the type itself among the annotations, which are texts in this module.
-    chosen.__annotations__ = {"event": gr.SelectData}
-    component.select(
-        chosen, set(inputs), in_order(outputs), show_progress="hidden", api_name=False, queue=True
-    )
-
-
 def _with_dict(handler: Handler, inputs: Collection[Block]) -> Callable[..., Answer]:
     """Without inputs gradio calls a handler without arguments."""
 
@@ -193,7 +175,7 @@ def keep_out_of_ui_config(blocks: Blocks) -> None:
 
 
 def gallery(*, label: str, elem_id: str, columns: int) -> Any:
-    """A gallery to choose from, without its own preview: a click chooses."""
+    """A gallery to choose from, without its own preview: the page's script tells which one was clicked."""
     return gr.Gallery(
         label=label, elem_id=elem_id, columns=columns, allow_preview=False, height="auto", visible=False
     )

@@ -75,8 +75,9 @@ def _taken(tab: Any, received: Received, target: str, data: Mapping[Any, Any]) -
 
 def _changed(tab: Any) -> set[Any]:
     """All that a picture that arrives may change."""
-    own = {tab.original.originals, tab.edited.edited, tab.edited.edit, tab.recipe.said} | tab.placed()
-    return own | tab.recipe.outputs() | tab.form.under("original")
+    original, edited, recipe = tab.original, tab.edited, tab.recipe
+    own = {original.originals, edited.edited, edited.edit, recipe.said, recipe.choose} | tab.placed()
+    return own | recipe.outputs() | tab.form.under("original")
 
 
 def _to_inpaint(tab: Any, inpaint: Any, originals: Any) -> Answer:

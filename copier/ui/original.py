@@ -89,6 +89,8 @@ class OriginalSection:
         with gr.Row(elem_classes="copier-quiet"):
             self.out = kept("original.out", "", written=True)
             self.take_one = button("original.take_one", words.TAKE_OUT)
+            self.clicked = kept("original.clicked", 0, written=True)
+            self.pick_one = button("original.pick", words.CHOOSE)
 
     def _model_line(self) -> None:
         with gr.Row():
@@ -130,7 +132,7 @@ class OriginalSection:
             self.stop = small_button("original.interrupt", "Stop drawing", min_width=110)
             # The hosts' scripts for Alt+Enter press a button of this name.
             button("original.skip", "Skip", visible=False)
-        self.gallery = gallery(label="Choose by clicking", elem_id=elem_id("original.gallery"), columns=4)
+        self.gallery = gallery(label=words.CHOOSE, elem_id=elem_id("original.gallery"), columns=4)
 
     def lists(self, data: Any = None) -> Answer:
         """The host's lists and current checkpoint, as they are now."""
@@ -230,9 +232,9 @@ class OriginalSection:
             **self.taken([] if self._takes_several(data) else files[:1], data),
         }
 
-    def pick(self, data: Any, index: int) -> Answer:
+    def pick(self, data: Any) -> Answer:
         """A picture of the gallery was clicked."""
-        drawn = data.get(self.drawn) or []
+        drawn, index = data[self.drawn], data[self.clicked]
         return self.taken(drawn[index : index + 1], data)
 
     def drop(self, data: Any) -> Answer:

@@ -296,6 +296,11 @@ class RecipeSection:
         values, shown = form_values(recipe, stage), visible_paths(recipe, stage)
         return {self.form[p]: gr.update(value=v, visible=p in shown) for p, v in values.items()}
 
+    def arrived(self, recipe: Recipe) -> Answer:
+        """Put a recipe from elsewhere into the form; the list shows its title where it has that."""
+        title = recipe.title if recipe.title in recipes_by_title(self.parts) else None
+        return {**self.show(recipe), self.choose: gr.update(value=title)}
+
     def outputs(self) -> set[Any]:
         """All that ``show`` changes."""
         slots = {self.form[f"run.lora{i + 1}"] for i in range(LORA_SLOTS)}
@@ -357,7 +362,7 @@ class RecipeSection:
         given = str(self.form.answers(data).get("preset.json") or "")
         if not given.strip():
             raise BadInput("there is no JSON: press 'Show the JSON' first, then change it")
-        return self.show(recipe_from_text(given, "the text"))
+        return self.arrived(recipe_from_text(given, "the text"))
 
     def _listed(self, title: str) -> Answer:
         return {self.choose: gr.update(choices=list(recipes_by_title(self.parts)), value=title)}
@@ -424,7 +429,7 @@ class RecipeSection:
     def loaded(self, found: Imported) -> Answer:
         """A recipe that came from elsewhere, and what was left out of it."""
         said = " ".join((f"Loaded {found.recipe.title}.", *found.notes))
-        return {**self.show(found.recipe), self.said: pieces.note(said, "good")}
+        return {**self.arrived(found.recipe), self.said: pieces.note(said, "good")}
 
 
 def _rows(form: Form, fields: Sequence[Leaf], values: Mapping[str, Any], shown: Iterable[str]) -> None:

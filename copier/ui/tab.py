@@ -23,7 +23,6 @@ from copier.ui.gradio_versions import (
     file_paths,
     keep_out_of_ui_config,
     listen,
-    on_select,
     values_in,
 )
 from copier.ui.leaves import elem_id
@@ -220,7 +219,7 @@ class Tab:
 
         request = self.run.history.chosen(data).request
         sets = picture_sets(request.recipe)
-        answer = dict(self.recipe.show(request.recipe))
+        answer = dict(self.recipe.arrived(request.recipe))
         captions: dict[str, str] = {}
         for name, source in request.pictures.items():
             if isinstance(source, PictureFiles):
@@ -325,11 +324,8 @@ def _wire_pictures(tab: Tab) -> None:
     listen(original.generate, "click", _pictures_then(tab, tab.drawn, original.said), form,
            taken | {original.gallery, original.drawn}, busy=True)  # fmt: skip
     listen(original.stop, "click", _quietly(original.drawing.stop), (), (), queued=False)
-
-    def pick(data: Any, index: int) -> Answer:
-        return _pictures_then(tab, lambda given: original.pick(given, index), original.said)(data)
-
-    on_select(original.gallery, pick, inputs, taken)
+    listen(original.pick_one, "click", _pictures_then(tab, original.pick, original.said),
+           inputs | {original.clicked}, taken)  # fmt: skip
     dropped, second = (functools.partial(tab.dropped, place) for place in (FIRST, SECOND))
     for event in ("upload", "clear"):
         listen(original.files, event, _pictures_then(tab, dropped, original.said), inputs, taken)
@@ -446,8 +442,8 @@ def _wire_history(tab: Tab) -> None:
     listen(history.delete, "click", saying(history.removed, history.said), fields,
            {history.said, tab.form["history.job"]})  # fmt: skip
     outputs = {history.said, tab.original.originals, tab.edited.edited, tab.edited.edit,
-               tab.recipe.captions.texts, *tab.edited.parameters.values(), *tab.recipe.outputs(),
-               *tab.placed()}  # fmt: skip
+               tab.recipe.captions.texts, tab.recipe.choose, *tab.edited.parameters.values(),
+               *tab.recipe.outputs(), *tab.placed()}  # fmt: skip
     listen(history.use, "click", _pictures_then(tab, tab.with_recipe(tab.reuse), history.said),
            fields | tab.whole_form, outputs)  # fmt: skip
 

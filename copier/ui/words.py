@@ -97,6 +97,7 @@ PLACE_LABELS = PICTURES_LABEL, B_LABEL = (
 )
 
 TAKE_OUT = "Take this picture out"
+CHOOSE = "Choose by clicking"
 CHANGED = "changed"
 DIFFERENCE = "What differs: black is unchanged"
 DRAG = "Drag to compare A and B"

@@ -81,6 +81,19 @@ def test_a_newcomer_gets_a_lora(program: Program, opened: Open) -> None:
     assert program.partial_files() == []
 
 
+def test_what_is_drawn_anew_is_chosen_by_a_click_where_the_one_before_was(opened: Open) -> None:
+    tab = opened()
+    tab.draws(count=2)
+    second = tab.page.locator("#copier_original__gallery button img").nth(1)
+    second.click()
+    tab.says("original__view", "seed2")
+    tab.fill("original__seed", "5")
+    tab.press("original__generate")
+    tab.says("original__view", "seed5")
+    second.click()
+    tab.says("original__view", "seed6")
+
+
 def test_two_pages_see_the_same_job_and_closing_one_stops_nothing(
     program: Program, opened: Open, picture: Path
 ) -> None:

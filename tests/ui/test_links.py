@@ -100,9 +100,18 @@ def test_a_picture_becomes_the_original_with_its_prompt_and_recipe(
     assert answer[tab.original.originals] == [str(kept)]
     assert answer[tab.form["original.prompt"]]["value"] == "a cat"
     assert answer[tab.recipe.state]["recipe"] == recipe_to_json(RECIPE)
+    assert answer[tab.recipe.choose]["value"] == RECIPE.title
     assert "data:image" in answer[tab.edited.view], "the pair is shown"
     assert "selected_gallery_index()" in wired.calls[wired.a][3]
     assert "copierShow" in wired.scripts[wired.a]
+
+
+def test_the_list_of_recipes_shows_no_other_one_than_that_which_came_along(
+    parts: Parts, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**recipe_to_json(RECIPE), "name": "theirs", "title": "A recipe of somebody else"}
+    wired = Wired(parts, lambda *_: Received(kept, recipe=json.dumps(recipe)), monkeypatch)
+    assert wired.click(wired.a, {})[wired.tab.recipe.choose]["value"] is None
 
 
 def test_the_pair_is_shown_as_the_recipe_that_came_along_trains_on_it(
