@@ -14,13 +14,14 @@ What was trained or drawn once is found again, so a run that was stopped goes on
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from copier.app.distilling import WEIGHT, candidates, new_set
 from copier.codec import load_recipe, with_value, with_values
 from copier.images.effects import to_image
 from copier.images.sheet import Block, Row
@@ -47,15 +48,11 @@ OTHERS = tuple(
     )
 )
 """The characters of the base set; the article has about five."""
-PROMPTS = (
-    "white background, large",
-    "white background, small",
-    "white background, drawing",
-    "white background, nice",
-    "white background, centered",
-    "white background, simple",
-    "white background, picture",
-    "white background, toy",
+CAPTION = "white background"
+"""What is left of the character's captions: what is constant."""
+PROMPTS = tuple(
+    f"{CAPTION}, {word}"
+    for word in ("large", "small", "drawing", "nice", "centered", "simple", "picture", "toy")
 )
 """The training's caption and a word that no training of the checkpoint had: nothing of shape, colour or look.
 
@@ -64,6 +61,10 @@ Behind the caption, as tags are added. In front of it such words change the colo
 SEEDS = (3001, 3002, 3003, 3004)
 STEPS = 8
 """Sampling steps."""
+DISTILLED = "distilled"
+"""What is trained on pictures of the LoRA without a base, at half weight."""
+HALF_SEEDS = range(11, 27)
+"""Of those pictures."""
 LEAST_BODY, LEAST_WORN = 0.3, 0.08
 """Shares of a shape's pixels from which it has the colour, and wears the ornament."""
 
@@ -105,12 +106,22 @@ def figures(pictures: Sequence[np.ndarray], hero: Scene = HERO) -> Figures:
 
 
 def recipes() -> dict[str, Recipe]:
-    """What is compared: the recipes via a base and via a style, and the last training without any."""
+    """What is compared: the recipes via a base and via a style, and trainings without any."""
     return {
         "via a base": load_recipe("character-pocket"),
         "without a base": with_value(load_recipe("picture-set-pocket"), 'training.captions.kept="constant"'),
         "style-separated": load_recipe("style-subject-pocket"),
+        DISTILLED: load_recipe("picture-set-pocket"),
     }
+
+
+def distilled_set(bench: Bench, lora: Path, name: str) -> Path:
+    """A training set: the LoRA's pictures at half weight, those with shape and ornament; kept as ``name``."""
+    request = bench.drawing(
+        (CAPTION,), HALF_SEEDS, bench.work / name, loras=((lora, WEIGHT),), steps=STEPS, guidance=4.0
+    )
+    seen = [(one, figures([load_picture(one.path)])) for one in candidates(request, bench.settings)]
+    return new_set([one for one, told in seen if told.shape and told.ornament], bench.work / name)
 
 
 def measure(
@@ -125,9 +136,8 @@ def measure(
     rows = [picture_row("trained on", trained_on)]
     for offset in range(seeds):
         for name in wanted:
-            seeded = reseeded(with_values(recipes()[name], changes), offset)
-            lora = bench.trained(seeded, {one.name: PictureFiles.at(sets[one.name]) for one in seeded.given})
-            pictures = bench.drawn(lora, PROMPTS, SEEDS, short_name(seeded), STEPS)
+            lora, kept = _lora(bench, name, sets, offset, changes)
+            pictures = bench.drawn(lora, PROMPTS, SEEDS, kept, STEPS)
             found.setdefault(name, []).append(vars(figures(pictures)))
             print(name, offset, found[name][-1], file=sys.stderr, flush=True)
             if not offset:
@@ -135,6 +145,19 @@ def measure(
     base = bench.drawn(None, PROMPTS, SEEDS, "checkpoint", STEPS)
     found["the checkpoint"] = [vars(figures(base))]
     return found, [*rows, picture_row("the checkpoint", base)]
+
+
+def _lora(
+    bench: Bench, name: str, sets: Mapping[str, Path], offset: int, changes: Sequence[str]
+) -> tuple[Path, str]:
+    """The LoRA with that training seed, and a name for what it draws."""
+    given = dict(sets)
+    if name == DISTILLED:
+        plain, kept = _lora(bench, "without a base", sets, offset, changes)
+        given["set"] = distilled_set(bench, plain, f"half-{kept}")
+    recipe = reseeded(with_values(recipes()[name], changes), offset)
+    lora = bench.trained(recipe, {one.name: PictureFiles.at(given[one.name]) for one in recipe.given})
+    return lora, f"{name}-{short_name(recipe)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,17 +11,16 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from copier.app.distilling import WEIGHT, candidates, new_set
 from copier.codec import load_recipe, with_values
-from copier.pipeline.files import load_picture
 from copier.pocket.bench import Bench
-from copier.pocket.sets import PROMPTS, SEEDS, STEPS, figures, measure, recipes
+from copier.pocket.sets import PROMPTS, SEEDS, STEPS, distilled_set, figures, measure
 from copier.request import PictureFiles
 
 pytestmark = pytest.mark.slow
 
 LESS = ("training.steps=60",)
 """Of the training on distilled pictures. The others need their steps: after so few the look is not apart."""
+MEASURED = ("via a base", "without a base", "style-separated")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def found(bench: Bench) -> dict[str, Any]:
     """The figures of every recipe, and of the checkpoint alone, by name."""
-    told, _ = measure(bench, 1, [*recipes()])
+    told, _ = measure(bench, 1, MEASURED)
     return {name: seeds[0] for name, seeds in told.items()}
 
 
@@ -45,10 +44,8 @@ def test_what_was_trained_on_a_base_comes_with_less_of_its_look(found: dict[str,
 
 def test_what_is_distilled_at_half_weight_is_learnt_again(bench: Bench, found: dict[str, Any]) -> None:
     (lora,) = bench.work.glob("runs/picture-set-pocket-*/picture-set-pocket.safetensors")
-    half = bench.drawing(PROMPTS[:4], (11, 12), bench.work / "half", loras=((lora, WEIGHT),), steps=8)
-    good = [one for one in candidates(half, bench.settings) if figures([load_picture(one.path)]).shape]
-    assert len(good) >= 2
-    recipe = with_values(load_recipe("picture-set-pocket"), LESS)
-    again = bench.trained(recipe, {"set": PictureFiles.at(new_set(good, bench.work / "half"))})
+    pictures = PictureFiles.at(distilled_set(bench, lora, "half"))
+    assert len(pictures.paths) >= 2
+    again = bench.trained(with_values(load_recipe("picture-set-pocket"), LESS), {"set": pictures})
     seen = figures(bench.drawn(again, PROMPTS, SEEDS, "again", STEPS))
     assert seen.shape >= found["the checkpoint"]["shape"] + 0.3

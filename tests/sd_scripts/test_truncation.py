@@ -63,11 +63,15 @@ def resized(write_random_lora, run_tools, tmp_path_factory) -> Path:
 def test_a_fixed_rank_keeps_sd_scripts_singular_values(resized, tmp_path):
     resize(resized / "whole.safetensors", tmp_path / "ours", rank=RANK, dtype="fp32")
     ours, theirs = read_lora(tmp_path / "ours").weights, read_lora(resized / "rank.safetensors").weights
+    whole = read_lora(resized / "whole.safetensors").weights
     assert set(ours) == set(theirs)
     for name, delta in ours.items():
         mine, its = singular_values(delta), singular_values(theirs[name])
         assert len(mine) == len(its) == RANK
-        torch.testing.assert_close(mine, its, rtol=0.0, atol=2e-6 * float(its[0]))
+        # What is right to the last digits is computed in float64; sd-scripts' float32 is further from it.
+        right = singular_values(whole[name])[:RANK]
+        torch.testing.assert_close(mine, right, rtol=0.0, atol=2e-6 * float(right[0]))
+        torch.testing.assert_close(mine, its, rtol=0.0, atol=5e-6 * float(right[0]))
         apart = torch.linalg.norm(dense(delta) - dense(theirs[name]))
         assert apart <= 1e-5 * torch.linalg.norm(its)
 
