@@ -119,10 +119,11 @@ def measure(bench: Bench, seeds: int, wanted: Sequence[str]) -> tuple[dict[str, 
         found[name] = rows_of(outcome, folder)
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
         edit = METHODS[name].edit
-        shown = rows.setdefault(edit, _first_rows(outcome, edit))
-        shown.append(Row(_drawn(outcome, "lora", 1.0), name))
+        if edit not in rows:
+            rows[edit] = _first_rows(outcome, edit)
+        rows[edit].append(Row(_drawn(outcome, "lora", 1.0), name))
         if name == "copier":
-            shown.append(Row(_drawn(outcome, "control", 1.0), "plain LoRA on B"))
+            rows[edit].append(Row(_drawn(outcome, "control", 1.0), "plain LoRA on B"))
     return found, [Block(tuple(of), EFFECTS[edit].label, size=TILE) for edit, of in rows.items()]
 
 

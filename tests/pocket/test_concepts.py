@@ -22,6 +22,7 @@ def test_the_prompts_are_those_of_no_training() -> None:
     measured = {prompt for name in SETS for prompt in prompts(name)}
     assert len(trained) > 12 and not measured & trained
     assert {len(prompts(name)) * len(seeds_of(name)) for name in SETS} == {PICTURES}
+    assert len(set(prompts("others"))) == PICTURES
 
 
 def test_shares_are_of_what_was_asked_and_of_what_is_seen() -> None:
