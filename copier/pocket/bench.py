@@ -59,15 +59,23 @@ class Bench:
         return execute([request], self.settings).result
 
     def drawn(
-        self, lora: Path | None, prompts: Sequence[str], seeds: Sequence[int], name: str, steps: int
+        self,
+        lora: Path | None,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        name: str,
+        *,
+        steps: int,
+        weight: float = 1.0,
+        guidance: float = 4.0,
     ) -> list[np.ndarray]:
-        """Pictures (height, width, 3), sRGB in [0, 1], of every prompt and seed with the LoRA at weight 1.
+        """Pictures (height, width, 3), sRGB in [0, 1], of every prompt and seed with the LoRA at ``weight``.
 
-        On the plain checkpoint where there is no LoRA, in ``steps`` with a guidance of 4; kept as ``name``.
+        On the plain checkpoint where there is no LoRA; kept as ``name``.
         """
-        loras = () if lora is None else ((lora, 1.0),)
+        loras = () if lora is None else ((lora, weight),)
         out = self.work / "drawn" / name
-        request = self.drawing(prompts, seeds, out, loras=loras, steps=steps, guidance=4.0)
+        request = self.drawing(prompts, seeds, out, loras=loras, steps=steps, guidance=guidance)
         return [load_picture(one.path) for one in candidates(request, self.settings)]
 
 

@@ -78,7 +78,7 @@ def measure(bench: Bench, seeds: int, wanted: Sequence[str]) -> tuple[dict[str, 
     rows: dict[str, list[Row]] = {name: [] for name in SETS}
     for label, kept, lora in _loras(bench, seeds, wanted):
         for name in SETS:
-            pictures = bench.drawn(lora, prompts(name), seeds_of(name), f"{kept}-{name}", STEPS)
+            pictures = bench.drawn(lora, prompts(name), seeds_of(name), f"{kept}-{name}", steps=STEPS)
             asked = [prompt for prompt in prompts(name) for _ in seeds_of(name)]
             title = f"{label}: {name}"
             if title not in found:

@@ -27,13 +27,13 @@ from copier.request import Edit, Generated, PictureFiles
 PAIRS = 32
 """Prompts and seeds that a LoRA is measured on."""
 MEASURED = (f"evaluate.seeds={list(range(2001, 2001 + PAIRS))}", "evaluate.weights=[-1, 1]")
-ORIGINALS = (
-    PROMPT,
-    "a yellow ring on purple background",
-    "a green heart on white background",
-    "a red square on cyan background",
-)
-"""What the recipes with several originals train on, drawn from seeds that count up from the demo's."""
+ORIGINALS = {
+    "a red square on cyan background": SEED + 3,
+    PROMPT: SEED,
+    "a yellow ring on purple background": SEED + 1,
+    "a green heart on white background": SEED + 2,
+}
+"""What the recipes with several originals train on: the prompt and the seed of each."""
 WEAK_EDITS = ("flatten", "high_contrast", "posterise", "jpeg_noise")
 """With outline the five edits of the copier memo; on flat shapes of one colour they change little."""
 
@@ -71,10 +71,10 @@ METHODS = {
 def originals(bench: Bench) -> PictureFiles:
     """The pictures of the recipes that have several."""
     paths: list[Path] = []
-    for number, prompt in enumerate(ORIGINALS):
-        folder = bench.work / "originals" / str(number)
+    for prompt, seed in ORIGINALS.items():
+        folder = bench.work / "originals" / str(seed)
         if not folder.exists():
-            draw(bench.drawing((prompt,), (SEED + number,), folder), bench.settings)
+            draw(bench.drawing((prompt,), (seed,), folder), bench.settings)
         paths += sorted(folder.glob("*.png"))
     return PictureFiles(tuple(paths))
 
