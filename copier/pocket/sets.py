@@ -6,13 +6,15 @@ checkpoint, with prompts and seeds that no training saw, and the pictures are re
 ``copier.pocket.judge``:
 
     character   share of the pictures with the character's shape, colour and ornament
-    look        how far the rim's darkness is from that of a plain picture of it (0) to a rendered one's (1)
+    look        how far the rim's darkness is from that of plain pictures of it (0) to that of rendered ones (1),
+                both as the checkpoint's autoencoder shows them: more a LoRA cannot learn
 
 What was trained or drawn once is found again, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +25,13 @@ import numpy as np
 
 from copier.app.distilling import WEIGHT, candidates, new_set
 from copier.codec import load_recipe, with_values
+from copier.diffusion.load import load_checkpoint
+from copier.diffusion.pictures import reconstruct
 from copier.images.effects import to_image
 from copier.images.sheet import Block, Row
 from copier.pipeline.files import load_picture
 from copier.pocket.bench import TILE, Bench, hand_over, parser, picture_row, short_name, summary
+from copier.pocket.checkpoint import checkpoint_path
 from copier.pocket.judge import dressed, judge, outlined
 from copier.pocket.scenes import Scene, jittered, ornament_rgb, render
 from copier.recipe import Recipe, reseeded
@@ -68,6 +73,8 @@ DISTILLED = "distilled"
 """What is trained on pictures of the LoRA without a base, at half weight."""
 HALF_SEEDS = range(11, 27)
 """Of those pictures."""
+SCALE_VIEWS = 12
+"""Pictures of which each end of the look's scale is the mean."""
 LEAST_BODY, LEAST_WORN = 0.3, 0.08
 """Shares of a shape's pixels from which it has the colour, and wears the ornament."""
 
@@ -89,7 +96,7 @@ def write_set(folder: Path, characters: Sequence[Scene], each: int, *, seed: int
     rng = np.random.default_rng(seed)
     for number, character in enumerate(characters):
         for view in range(each):
-            scene = replace(jittered(character, rng), angle=0.0)
+            scene = _upright(character, rng)
             name = f"{number}-{view}"
             to_image(render(scene)).save(folder / f"{name}.png")
             tags = f"a {scene.colour} {scene.shape}, {scene.ornament}, {scene.background} background, 3d"
@@ -97,9 +104,29 @@ def write_set(folder: Path, characters: Sequence[Scene], each: int, *, seed: int
     return folder
 
 
+def _upright(character: Scene, rng: np.random.Generator) -> Scene:
+    return replace(jittered(character, rng), angle=0.0)
+
+
+def as_encoded(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The pictures as the checkpoint's autoencoder shows them."""
+    return list(reconstruct(load_checkpoint(checkpoint_path()), np.stack(pictures)))
+
+
+@functools.cache
+def look_scale(hero: Scene = HERO) -> tuple[float, float]:
+    """``outlined`` of the character drawn plainly, and as it is rendered: means over ``SCALE_VIEWS`` pictures."""
+    ends = []
+    for style in (None, LOOK):
+        rng = np.random.default_rng(1)
+        views = [render(_upright(replace(hero, style=style), rng)) for _ in range(SCALE_VIEWS)]
+        ends.append(float(np.mean([outlined(picture) for picture in as_encoded(views)])))
+    return ends[0], ends[1]
+
+
 def figures(pictures: Sequence[np.ndarray], hero: Scene = HERO) -> Figures:
     """How far the pictures show the character, and the look."""
-    plain, rendered = (outlined(render(replace(hero, style=style))) for style in (None, LOOK))
+    plain, rendered = look_scale(hero)
     seen = []
     for picture in pictures:
         body, worn = dressed(picture, hero.colour, ornament_rgb(hero.colour))
@@ -138,7 +165,7 @@ def measure(
     sets["character"] = sets["set"] = write_set(bench.work / "character", [HERO], 6, seed=6)
     sets |= {"style": sets["base"], "subject": sets["character"]}
     trained_on = [load_picture(path) for path in sorted(sets["character"].glob("*.png"))]
-    found: dict[str, Any] = {"trained on": [vars(figures(trained_on))]}
+    found: dict[str, Any] = {"trained on": [vars(figures(as_encoded(trained_on)))]}
     rows = [picture_row("trained on", trained_on)]
     for offset in range(seeds):
         for name in wanted:
