@@ -6,8 +6,8 @@ checkpoint, with prompts and seeds that no training saw, and the pictures are re
 ``copier.pocket.judge``:
 
     character   share of the pictures with the character's shape, colour and ornament
-    look        how far the rim's darkness is from that of plain pictures of it (0) to that of rendered ones (1),
-                both as the checkpoint's autoencoder shows them: more a LoRA cannot learn
+    look        how far the rim's darkness is from that of plain pictures of it (0) to that of rendered
+                ones (1), both as the checkpoint's autoencoder shows them: that is what a LoRA learns
 
 What was trained or drawn once is found again, so a run that was stopped goes on.
 """
@@ -115,7 +115,7 @@ def as_encoded(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 @functools.cache
 def look_scale(hero: Scene = HERO) -> tuple[float, float]:
-    """``outlined`` of the character drawn plainly, and as it is rendered: means over ``SCALE_VIEWS`` pictures."""
+    """``outlined`` of the character drawn plainly, and as it is rendered; means of ``SCALE_VIEWS`` each."""
     ends = []
     for style in (None, LOOK):
         rng = np.random.default_rng(1)

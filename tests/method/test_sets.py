@@ -47,7 +47,7 @@ def test_what_was_trained_on_a_base_comes_with_less_of_its_look(found: dict[str,
 def test_the_character_comes_without_the_look_that_a_plain_lora_brings(found: dict[str, Any]) -> None:
     ours, plain = found["via a base, weight 1.4"], found["without a base"]
     assert min(ours["character"], plain["character"]) >= 0.25 > found["the checkpoint"]["character"] + 0.2
-    assert ours["look"] <= plain["look"] - 0.4
+    assert ours["look"] <= plain["look"] - 0.15
 
 
 def test_what_is_distilled_at_half_weight_is_learnt_again(bench: Bench, found: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from copier.pocket.sets import (
     OTHERS,
     PROMPTS,
     SEEDS,
+    as_encoded,
     figures,
     recipes,
     write_set,
@@ -32,11 +33,12 @@ def drawn(scene: Scene, background: str = "white") -> list[np.ndarray]:
 
 @pytest.mark.parametrize("background", ["white", "gray", "pink", "green"])
 def test_the_character_is_seen_with_and_without_the_look(background: str) -> None:
-    rendered = figures(drawn(HERO, background))
-    plain = figures(drawn(replace(HERO, style=None), background))
-    assert rendered.character == plain.character == 1.0
+    hero = replace(HERO, background=background)
+    rendered = figures(as_encoded(drawn(HERO, background)), hero)
+    plain = figures(as_encoded(drawn(replace(HERO, style=None), background)), hero)
+    assert min(rendered.character, plain.character) >= 0.75
     assert rendered.look == pytest.approx(1.0, abs=0.3)
-    assert plain.look == pytest.approx(0.0, abs=0.1)
+    assert plain.look == pytest.approx(0.0, abs=0.2)
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda one: one.shape)
