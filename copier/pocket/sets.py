@@ -114,23 +114,23 @@ def as_encoded(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 @functools.cache
-def look_scale(hero: Scene = HERO) -> tuple[float, float]:
+def look_scale() -> tuple[float, float]:
     """``outlined`` of the character drawn plainly, and as it is rendered; means of ``SCALE_VIEWS`` each."""
-    ends = []
+    views = []
     for style in (None, LOOK):
         rng = np.random.default_rng(1)
-        views = [render(_upright(replace(hero, style=style), rng)) for _ in range(SCALE_VIEWS)]
-        ends.append(float(np.mean([outlined(picture) for picture in as_encoded(views)])))
-    return ends[0], ends[1]
+        views += [render(_upright(replace(HERO, style=style), rng)) for _ in range(SCALE_VIEWS)]
+    seen = [outlined(picture) for picture in as_encoded(views)]
+    return float(np.mean(seen[:SCALE_VIEWS])), float(np.mean(seen[SCALE_VIEWS:]))
 
 
-def figures(pictures: Sequence[np.ndarray], hero: Scene = HERO) -> Figures:
-    """How far the pictures show the character, and the look."""
-    plain, rendered = look_scale(hero)
+def figures(pictures: Sequence[np.ndarray], scale: tuple[float, float] | None = None) -> Figures:
+    """How far the pictures show the character, and the look; ``scale`` is as of ``look_scale``."""
+    plain, rendered = scale or look_scale()
     seen = []
     for picture in pictures:
-        body, worn = dressed(picture, hero.colour, ornament_rgb(hero.colour))
-        told = (judge(picture).shape == hero.shape, body >= LEAST_BODY, worn >= LEAST_WORN)
+        body, worn = dressed(picture, HERO.colour, ornament_rgb(HERO.colour))
+        told = (judge(picture).shape == HERO.shape, body >= LEAST_BODY, worn >= LEAST_WORN)
         seen.append((all(told), *told, (outlined(picture) - plain) / (rendered - plain)))
     return Figures(*(float(value) for value in np.mean(np.array(seen, dtype=float), axis=0)))
 
